@@ -1,0 +1,130 @@
+"""What every experiment shares: settings that explain themselves, a run folder that resumes, and the result record."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Callable
+
+import torch
+from torch import nn
+
+from . import checkpoint
+from .device import hardware
+from .files import atomic_json
+from .tokenizer import TextTokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def option(default: Any, help: str) -> Any:
+    """A settings field whose explanation becomes its line in --help."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+class RunFolder:
+    """The folder of one run: finished stages are loaded from it, an interrupted one goes on from its checkpoint."""
+
+    def __init__(self, path: Path, settings: Any):
+        self.path = Path(path)
+        self.claim(dataclasses.asdict(settings))
+
+    def claim(self, settings: dict[str, Any]) -> None:
+        """Write settings.json, or check that it is the same. Raises ValueError for other settings or an unwritable folder."""
+        file = self.path / "settings.json"
+        if file.exists():
+            old = read_json(file)
+            new = json.loads(json.dumps(settings))
+            different = [f"{k} (there {old.get(k)!r}, now {new.get(k)!r})" for k in {**old, **new} if old.get(k) != new.get(k)]
+            if different:
+                raise ValueError(f"{self.path} holds a run with other settings: {', '.join(different)}; "
+                                 "choose another folder with --out, or delete this one")
+        else:
+            try:
+                atomic_json(file, settings)
+            except OSError as error:
+                raise ValueError(f"cannot write to {self.path}: {error.strerror}") from None
+
+    @property
+    def minutes(self) -> dict[str, float]:
+        file = self.path / "minutes.json"
+        return read_json(file) if file.exists() else {}
+
+    @contextmanager
+    def timed(self, stage: str):
+        """Add the time spent inside to the stage's minutes, also when it is interrupted."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            minutes = self.minutes
+            minutes[stage] = minutes.get(stage, 0.0) + (time.monotonic() - start) / 60
+            atomic_json(self.path / "minutes.json", minutes)
+
+    def model(self, stage: str, make: Callable[[Path], nn.Module], tokenizer: TextTokenizer, device: torch.device) -> nn.Module:
+        """The model of a finished stage, or make(checkpoint path) now and keep it."""
+        folder = self.path / stage
+        if not (folder / "model.safetensors").exists():
+            progress = self.path / f"{stage}.progress.safetensors"
+            with self.timed(stage):
+                checkpoint.save(make(progress), tokenizer, folder)
+            progress.unlink(missing_ok=True)
+        return checkpoint.load(folder, device)[0]
+
+    def value(self, stage: str, make: Callable[[], Any]) -> Any:
+        """The JSON value of a finished stage, or make() now and keep it."""
+        file = self.path / f"{stage}.json"
+        if not file.exists():
+            with self.timed(stage):
+                atomic_json(file, make())
+        return read_json(file)
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it to run this stage anew") from None
+
+
+def commit() -> str:
+    """The commit of the code, with + where files differ from it; empty outside a git checkout."""
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", "*.py", "data") else "")
+    except OSError:
+        return ""
+
+
+def spread(values: list[float]) -> dict[str, Any]:
+    """Values of several seeds with mean and sample standard deviation."""
+    values = [round(v, 2) for v in values]
+    return {"values": values, "mean": round(statistics.mean(values), 2),
+            "std": round(statistics.stdev(values), 2) if len(values) > 1 else None}
+
+
+def record(task: str, scale: str, device: torch.device, seeds: list[int], settings: Any, minutes: list[dict[str, float]],
+           metrics: dict[str, list[float]], **more: Any) -> dict[str, Any]:
+    """What a run reports: command, commit, hardware, minutes by stage and seed, metrics by seed with their spread."""
+    stages = list(dict.fromkeys(stage for seed in minutes for stage in seed))
+    by_stage = {stage: [round(seed.get(stage, 0.0), 2) for seed in minutes] for stage in stages}
+    command = " ".join(["python", *map(shlex.quote, [Path(sys.argv[0]).name, *sys.argv[1:]])])
+    return {"task": task, "scale": scale, "command": command, "commit": commit(), "hardware": hardware(device),
+            "torch": torch.__version__, "seeds": seeds,
+            "minutes": {"total": [round(sum(seed.values()), 2) for seed in minutes], **by_stage},
+            "settings": dataclasses.asdict(settings), "metrics": {k: spread(v) for k, v in metrics.items()}, **more}
+
+
+def write_record(result: dict[str, Any], out: Path, publish: bool) -> None:
+    """Into the run folder, and into results/ where that is asked for."""
+    atomic_json(out / "record.json", result)
+    if publish:
+        atomic_json(ROOT / "results" / f"{result['task']}-{result['scale']}.json", result)

@@ -1,0 +1,162 @@
+"""Soft labels, kept sparse (token ids + counts), and the practice sets that carry them.
+
+A practice set is a plain artefact: prompts, answers and one soft label for every answer token, in one safetensors file. It
+can be inspected, shared, and trained on again with another loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Sequence
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .files import atomic_safetensors
+
+
+@dataclass
+class Ragged:
+    """Rows of different lengths in one flat tensor: row i is values[starts[i] : starts[i + 1]]."""
+
+    values: Tensor  # [sum of lengths]
+    starts: Tensor  # [rows + 1] int64
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]]) -> Ragged:
+        lengths = torch.tensor([0] + [len(row) for row in rows])
+        return cls(torch.tensor([v for row in rows for v in row], dtype=torch.int32), lengths.cumsum(0))
+
+    @classmethod
+    def join(cls, parts: Sequence[Ragged]) -> Ragged:
+        lengths = torch.cat([torch.zeros(1, dtype=torch.int64)] + [part.lengths for part in parts])
+        return cls(torch.cat([part.values for part in parts]), lengths.cumsum(0))
+
+    @property
+    def lengths(self) -> Tensor:
+        return self.starts.diff()
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, i: int) -> list[int]:
+        return self.values[self.starts[i] : self.starts[i + 1]].tolist()
+
+    def padded(self, rows: Tensor, pad: int = 0) -> tuple[Tensor, Tensor]:
+        """Row numbers of any shape [...] → (values [..., longest], which of them are real [..., longest])."""
+        index, mask = self.positions(rows)
+        if len(self.values) == 0:
+            return torch.full(index.shape, pad), mask
+        return self.values[index.clamp(max=len(self.values) - 1)].long().masked_fill(~mask, pad), mask
+
+    def positions(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the values of these rows stand in `values`, padded like `padded`."""
+        lengths = self.lengths[rows]
+        column = torch.arange(max(1, int(lengths.max())))
+        return self.starts[rows][..., None] + column, column < lengths[..., None]
+
+
+@dataclass
+class LabelBatch:
+    """Soft labels of one batch, as `losses.py` takes them: tokens [B, T], ids and weights [B, T, K], mask [B, T]."""
+
+    tokens: Tensor
+    ids: Tensor
+    weights: Tensor
+    mask: Tensor
+
+    def to(self, device) -> LabelBatch:
+        return LabelBatch(*(t.to(device, non_blocking=True) for t in vars(self).values()))
+
+
+@dataclass
+class SoftLabels:
+    """Sparse distributions over the vocabulary for M positions: row m of `ids` names tokens, `counts` how often each was drawn."""
+
+    ids: Ragged
+    counts: Tensor  # [entries] int32, aligned with ids.values
+
+    @classmethod
+    def sample(cls, logits: Tensor, samples: int, generator: torch.Generator | None = None) -> SoftLabels:
+        """The paper's empirical label (section 2.4): `samples` tokens drawn from softmax(logits [M, V]) at each position.
+
+        E[counts / samples] = softmax(logits), so a loss linear in the label keeps its expected gradient.
+        """
+        draws = torch.multinomial(logits.float().softmax(-1), samples, replacement=True, generator=generator)
+        draws = draws.sort(-1).values.cpu()
+        first = torch.ones_like(draws, dtype=torch.bool)  # the first of each run of equal tokens
+        first[:, 1:] = draws[:, 1:] != draws[:, :-1]
+        where = first.flatten().nonzero()[:, 0]
+        counts = torch.cat([where, torch.tensor([draws.numel()])]).diff()
+        starts = torch.cat([torch.zeros(1, dtype=torch.int64), first.sum(-1).cumsum(0)])
+        return cls(Ragged(draws.flatten()[where].int(), starts), counts.int())
+
+    @classmethod
+    def one_hot(cls, tokens: Tensor) -> SoftLabels:
+        """Hard labels for tokens [M]: a single sample each."""
+        return cls(Ragged(tokens.int(), torch.arange(len(tokens) + 1)), torch.ones(len(tokens), dtype=torch.int32))
+
+    @classmethod
+    def join(cls, parts: Sequence[SoftLabels]) -> SoftLabels:
+        return cls(Ragged.join([part.ids for part in parts]), torch.cat([part.counts for part in parts]))
+
+    def take(self, rows: Tensor) -> SoftLabels:
+        """The labels of these rows [R], in this order."""
+        entries, real = self.ids.positions(rows)
+        entries = entries[real]
+        starts = torch.cat([torch.zeros(1, dtype=torch.int64), self.ids.lengths[rows].cumsum(0)])
+        return SoftLabels(Ragged(self.ids.values[entries], starts), self.counts[entries])
+
+    def padded(self, positions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions [B, T] and which are real → ids [B, T, K] and probabilities [B, T, K]."""
+        positions = positions.clamp(max=len(self.ids) - 1)
+        ids, real = self.ids.padded(positions)
+        entries, _ = self.ids.positions(positions)
+        counts = self.counts[entries.clamp(max=len(self.counts) - 1)] * (real & mask[..., None])
+        return ids, counts / counts.sum(-1, keepdim=True).clamp(min=1)
+
+
+@dataclass
+class Examples:
+    """What `fit` trains on: N prompts, N answers (ending in the stop token), and a soft label for every answer token."""
+
+    prompts: Ragged
+    answers: Ragged
+    labels: SoftLabels  # one row per token of answers.values
+
+    @classmethod
+    def hard(cls, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Examples:
+        """Plain supervised examples: the answer's own tokens are the labels."""
+        ragged = Ragged.of(answers)
+        return cls(Ragged.of(prompts), ragged, SoftLabels.one_hot(ragged.values))
+
+    @classmethod
+    def join(cls, parts: Sequence[Examples]) -> Examples:
+        return cls(Ragged.join([p.prompts for p in parts]), Ragged.join([p.answers for p in parts]),
+                   SoftLabels.join([p.labels for p in parts]))
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def batch(self, rows: Tensor, pad: int = 0) -> tuple[Tensor, LabelBatch]:
+        """Rows [B] → prompts [B, S] and the labels of their answers."""
+        prompts, _ = self.prompts.padded(rows, pad)
+        tokens, mask = self.answers.padded(rows, pad)
+        positions, _ = self.answers.positions(rows)
+        return prompts, LabelBatch(tokens, *self.labels.padded(positions, mask), mask)
+
+    def save(self, path: Path, metadata: dict[str, str] | None = None) -> None:
+        """Write one safetensors file, atomically."""
+        tensors = {"prompts.values": self.prompts.values, "prompts.starts": self.prompts.starts,
+                   "answers.values": self.answers.values, "answers.starts": self.answers.starts,
+                   "labels.ids": self.labels.ids.values, "labels.starts": self.labels.ids.starts,
+                   "labels.counts": self.labels.counts}
+        atomic_safetensors(path, tensors, metadata)
+
+    @classmethod
+    def load(cls, path: Path) -> Examples:
+        t = load_file(path)
+        return cls(Ragged(t["prompts.values"], t["prompts.starts"]), Ragged(t["answers.values"], t["answers.starts"]),
+                   SoftLabels(Ragged(t["labels.ids"], t["labels.starts"]), t["labels.counts"]))

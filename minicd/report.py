@@ -1,0 +1,46 @@
+"""Records → tables. What train.py prints at its end and what README shows are made here, from the same JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+ROWS = {"teacher": "teacher, step by step", "before": "student before", "after": "**student after**",
+        "scratchpad_then_direct": "scratchpad → direct", "scratchpad_and_direct": "scratchpad + direct",
+        "after_hard": "student after, hard labels", "true_answers": "student on true answers (upper bound)"}
+
+
+def addition_table(record: dict) -> str:
+    """Table 3 beside the paper's, then accuracy by digits and by carry run, in Markdown."""
+    seeds, metrics = len(record["seeds"]), record["metrics"]
+    lines = [f"Exact match on unseen additions of up to {record['settings']['max_digits']} digits, %, {seeds} seed{'s' * (seeds > 1)}, "
+             f"{record['scale']} scale", "", "| | minicd | paper |", "| --- | ---: | ---: |"]
+    for name, title in ROWS.items():
+        if name in metrics:
+            lines.append(f"| {title} | {spread(metrics[name])} | {record['paper'].get(name, '')} |")
+    lines.append(f"| tokens at inference, teacher ÷ student | {spread(metrics['token_ratio'])} | {record['paper']['token_ratio']} |")
+    lines += ["", *breakdown("digits", record["by_digits"]), "", *breakdown("longest carry run", record["by_carry_run"])]
+    return "\n".join(lines)
+
+
+def spread(metric: dict) -> str:
+    return f"{metric['mean']:.1f}" + (f" ± {metric['std']:.1f}" if metric["std"] is not None else "")
+
+
+def breakdown(title: str, table: dict[str, dict[str, float]]) -> list[str]:
+    keys = list(next(iter(table.values())))
+    head = [f"| by {title} | " + " | ".join(keys) + " |", "| --- |" + " ---: |" * len(keys)]
+    return head + [f"| {ROWS[name]} | " + " | ".join(f"{row[k]:.1f}" for k in keys) + " |"
+                   for name, row in table.items() if name in ROWS]
+
+
+def minutes_line(record: dict) -> str:
+    return "Minutes a stage: " + ", ".join(f"{stage} {'/'.join(f'{m:.1f}' for m in values)}"
+                                           for stage, values in record["minutes"].items())
+
+
+def load_record(path: Path) -> dict:
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a readable record: {error}") from None

@@ -1,0 +1,391 @@
+"""Step-by-step addition distilled into direct addition (paper, section 3.3, hypothesis 6, Table 3).
+
+The teacher is asked to add step by step and writes a scratchpad; the student is asked to add and must answer at once.
+Both baselines see the same labelled questions as the teacher and no practice questions.
+"""
+
+from __future__ import annotations
+
+import shutil
+import zlib
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..checkpoint import load
+from ..distill import Context, Extractor, PracticeSettings, distill, practice
+from ..experiment import RunFolder, option, record, write_record
+from ..labels import Examples
+from ..metrics import exact_match
+from ..report import addition_table, minutes_line
+from ..sampling import generate
+from ..tokenizer import TextTokenizer
+from ..training import Epochs, FitSettings, fit
+
+# Where a question belongs is a hash of its text, so no question can be in two splits, whatever the seed or the run.
+SPLITS = {"train": range(0, 10), "validation": range(10, 20), "test": range(20, 30), "practice": range(30, 100)}
+
+PAPER = {"teacher": 93, "before": 0, "after": 95, "scratchpad_then_direct": 72, "scratchpad_and_direct": 61, "token_ratio": 8.0}
+
+
+def teacher_template(question: str) -> str:
+    """T_t: asks for the scratchpad."""
+    return f"add step by step : {question}"
+
+
+def student_template(question: str) -> str:
+    """T_s: asks for the answer alone."""
+    return f"add : {question}"
+
+
+def answer(question: str) -> str:
+    """'1 2 + 3 4' → '4 6'."""
+    a, b = question.replace(" ", "").split("+")
+    return " ".join(str(int(a) + int(b)))
+
+
+def compact_scratchpad(question: str) -> str:
+    """One step a column, last column first: '1 2 + 3 4' → '2 4 C: 0 => 6 , 1 3 C: 0 => 4 , C: 0 # 4 6 #'."""
+    a, b = (side.split() for side in question.split("+"))
+    carry, steps = 0, []
+    for x, y in zip(reversed(a), reversed(b)):
+        total = int(x) + int(y) + carry
+        steps.append(f"{x} {y} C: {carry} => {total % 10} ,")
+        carry = total // 10
+    return " ".join([*steps, f"C: {carry} # {answer(question)} #"])
+
+
+def nye_scratchpad(question: str) -> str:
+    """The paper's format (Nye et al., 2021): every step repeats what is left of the operands, the result so far, the carry.
+
+    Spaces around the two # are ours: T5's tokenizer has tokens such as "#1", from which no slice could cut the answer.
+    """
+    a, b = (side.split() for side in question.split("+"))
+    carry, result, lines = 0, [], [f"{question} , C: 0"]
+    while a:
+        total = int(a.pop()) + int(b.pop()) + carry
+        carry, result = total // 10, [str(total % 10), *result]
+        rest = f"{' '.join(a)} + {' '.join(b)} " if a else ""
+        lines.append(f"{rest}, {' '.join(result)} C: {carry}")
+    return " => ".join([*lines, " ".join([str(carry), *result])]) + f" Final answer: # {answer(question)} #"
+
+
+SCRATCHPADS: dict[str, Callable[[str], str]] = {"compact": compact_scratchpad, "nye": nye_scratchpad}
+
+
+def final_answer(tokenizer: TextTokenizer) -> Extractor:
+    """f: the digits between the last two # of a completion, as a slice of its tokens; None where there are none."""
+    pieces = tokenizer.pieces(range(len(tokenizer)))
+    marks = {i for i, piece in enumerate(pieces) if piece == "#"}
+    digits = {i for i, piece in enumerate(pieces) if piece in set("0123456789") | {""}}  # "": T5's token for a lone space
+
+    def extract(tokens: list[int]) -> slice | None:
+        ends = [i for i, token in enumerate(tokens) if token in marks][-2:]
+        if len(ends) < 2 or ends[1] - ends[0] < 2:
+            return None
+        found = slice(ends[0] + 1, ends[1])
+        return found if all(token in digits for token in tokens[found]) else None
+
+    return extract
+
+
+def split_of(question: str) -> str:
+    bucket = zlib.crc32(question.encode()) % 100
+    return next(name for name, buckets in SPLITS.items() if bucket in buckets)
+
+
+def draw_questions(n: int, max_digits: int, split: str, rng: np.random.Generator, unique: bool = True) -> list[str]:
+    """D: n questions of one split, as '1 2 + 3 4', both operands of the same length, lengths uniform in 1…max_digits.
+
+    Unique questions exhaust the short lengths, as in the paper; practice questions repeat, so that short ones stay frequent.
+    Raises ValueError where the split cannot hold n unique questions.
+    """
+    if unique and n > 0.05 * 81 * 100 ** (max_digits - 1):
+        raise ValueError(f"there are not {n} different questions of at most {max_digits} digits in the {split} split; "
+                         "ask for fewer or for more digits")
+    questions: list[str] = []
+    seen: set[str] = set()
+    while len(questions) < n:
+        for question in random_questions(2 * n, max_digits, rng):
+            if split_of(question) == split and not (unique and question in seen):
+                questions.append(question)
+                seen.add(question)
+                if len(questions) == n:
+                    break
+    return questions
+
+
+def random_questions(n: int, max_digits: int, rng: np.random.Generator) -> list[str]:
+    lengths = rng.integers(1, max_digits + 1, size=n)
+    low = np.where(lengths == 1, 0, 10 ** (lengths - 1))
+    operands = rng.integers(low, 10**lengths, size=(2, n)).T
+    return [f"{' '.join(str(a))} + {' '.join(str(b))}" for a, b in operands.tolist()]
+
+
+def addition_context(tokenizer: TextTokenizer, max_digits: int) -> Context:
+    """The whole experiment as Ω = (D, T_t, T_s, f)."""
+    def inputs(n: int, rng: np.random.Generator) -> list[str]:
+        return draw_questions(n, max_digits, "practice", rng, unique=False)
+    return Context(inputs, teacher_template, student_template, final_answer(tokenizer))
+
+
+def scratchpad_examples(questions: list[str], tokenizer: TextTokenizer, style: str) -> Examples:
+    return Examples.hard(tokenizer.encode_all([teacher_template(q) for q in questions]),
+                         tokenizer.encode_all([SCRATCHPADS[style](q) for q in questions]))
+
+
+def direct_examples(questions: list[str], tokenizer: TextTokenizer) -> Examples:
+    return Examples.hard(tokenizer.encode_all([student_template(q) for q in questions]),
+                         tokenizer.encode_all([answer(q) for q in questions]))
+
+
+def carry_run(question: str) -> int:
+    """The longest run of neighbouring columns that carry: '9 5 + 0 5' → 2."""
+    a, b = (side.split() for side in question.split("+"))
+    carry = run = longest = 0
+    for x, y in zip(reversed(a), reversed(b)):
+        carry = int(x) + int(y) + carry > 9
+        run = run + 1 if carry else 0
+        longest = max(longest, run)
+    return longest
+
+
+@dataclass
+class Score:
+    """How a model did on a list of questions."""
+
+    accuracy: float  # percent, exact match
+    tokens: float  # mean number of prompt and completion tokens a question
+    by_digits: dict[str, float] = field(default_factory=dict)  # percent
+    by_carry_run: dict[str, float] = field(default_factory=dict)  # percent
+
+
+def evaluate(model: nn.Module, tokenizer: TextTokenizer, questions: list[str], step_by_step: bool, max_new_tokens: int,
+             progress: str = "evaluate") -> Score:
+    """Greedy answers to the questions, with or without the scratchpad, compared exactly."""
+    template = teacher_template if step_by_step else student_template
+    prompts = tokenizer.encode_all([template(q) for q in questions])
+    completions = generate(model, prompts, max_new_tokens, temperature=0, progress=progress)
+    extract = final_answer(tokenizer) if step_by_step else lambda tokens: slice(0, len(tokens))
+    right = np.zeros(len(questions))
+    for i, (question, tokens) in enumerate(zip(questions, completions)):
+        found = extract(tokens)
+        text = tokenizer.decode(tokens[found]) if found else ""
+        right[i] = exact_match("".join(text.split()), answer(question).replace(" ", ""))
+    tokens_used = np.mean([len(p) + len(c) + 1 for p, c in zip(prompts, completions)])
+    return Score(100 * right.mean(), float(tokens_used), grouped(right, [len(q.split("+")[0].split()) for q in questions]),
+                 grouped(right, [carry_run(q) for q in questions]))
+
+
+def grouped(right: np.ndarray, keys: list[int]) -> dict[str, float]:
+    """Percent right for each key."""
+    return {str(k): round(100 * float(right[np.array(keys) == k].mean()), 2) for k in sorted(set(keys))}
+
+
+@dataclass
+class AdditionSettings:
+    """One seed of the experiment. The defaults are the pocket scale; PAPER_SCALE is the paper's own recipe."""
+
+    model: str = option("data/pocket", "folder or hub id of the T5 to start from")
+    scale: str = option("pocket", "pocket, or paper: the paper's own recipe (give it a real T5 with --model)")
+    max_digits: int = option(8, "operands have 1 to this many digits")
+    scratchpad: str = option("compact", "scratchpad format: compact, or nye (the paper's)")
+    train_questions: int = option(500, "labelled questions, the same for the teacher and both baselines")
+    teacher_epochs: int = option(200, "passes of the teacher over its scratchpads")
+    teacher_lr: float = option(1e-3, "learning rate of the teacher and of the baselines")
+    teacher_batch: int = option(32, "batch size of the teacher and of the baselines")
+    direct_epochs: int = option(200, "passes of the baselines over the direct answers")
+    dropout: float = option(0.1, "dropout of the teacher and of the baselines, whose data are few")
+    floor: float = option(50.0, "stop where the teacher solves fewer validation questions than this (percent)")
+    practice_questions: int = option(100_000, "unlabelled questions that the teacher answers")
+    label_samples: int = option(100, "samples in a soft label")
+    student_epochs: float = option(8, "passes of the student over the practice set")
+    student_lr: float = option(2e-3, "learning rate of the student")
+    student_batch: int = option(128, "batch size of the student")
+    warmup: float = option(0.02, "share of the steps with a growing learning rate")
+    decay: float = option(0.3, "share of the steps, at the end, with a falling learning rate")
+    clip: float = option(1.0, "largest gradient norm; 0: no clipping")
+    optimiser: str = option("muon", "adamw (the paper's), or muon for the matrices inside the layers")
+    loss: str = option("empirical", "the student's loss: empirical (the paper's soft labels) or hard")
+    test_questions: int = option(10_000, "unseen questions for the table")
+    all_rows: bool = option(False, "also train a student on hard labels and one on true answers (the upper bound)")
+    until: str = option("table", "stop after this stage: teacher, practice, student or table")
+
+
+PAPER_SCALE = dict(scale="paper", scratchpad="nye", train_questions=499, teacher_epochs=1000, teacher_lr=3e-4, teacher_batch=8,
+                   direct_epochs=1000, practice_questions=10_000, student_epochs=1, student_lr=3e-4, student_batch=8,
+                   warmup=0.0, decay=0.0, clip=0.0, optimiser="adamw")
+QUICK = dict(max_digits=3, train_questions=200, teacher_epochs=20, direct_epochs=20, practice_questions=2000, student_epochs=10,
+             student_batch=64, test_questions=200, floor=5.0)
+
+
+class AdditionRun:
+    """The stages of the experiment for one seed; each is a method, and each is skipped where the folder already has it."""
+
+    def __init__(self, settings: AdditionSettings, seed: int, folder: RunFolder, device: torch.device):
+        self.settings, self.seed, self.folder, self.device = settings, seed, folder, device
+        self.base, self.tokenizer = load(settings.model, device)
+        rng = np.random.default_rng(seed)
+        self.train = draw_questions(settings.train_questions, settings.max_digits, "train", rng)
+        self.validation = draw_questions(500, settings.max_digits, "validation", rng)
+        self.context = addition_context(self.tokenizer, settings.max_digits)
+        longest = SCRATCHPADS[settings.scratchpad](" ".join("9" * settings.max_digits) + " + " + " ".join("9" * settings.max_digits))
+        self.max_scratchpad = len(self.tokenizer.encode(longest)) + 4
+
+    def fit_settings(self, kind: str, loss: str = "hard") -> FitSettings:
+        s = self.settings
+        lr, batch, dropout = ((s.student_lr, s.student_batch, 0.0) if kind == "student" else
+                              (s.teacher_lr, s.teacher_batch, s.dropout))
+        return FitSettings(lr=lr, batch_size=batch, warmup=s.warmup, decay=s.decay, clip=s.clip, loss=loss,
+                           dropout=dropout, optimiser=s.optimiser)
+
+    def teacher(self) -> nn.Module:
+        """The base model, fine-tuned on the labelled scratchpads."""
+        def make(progress: Path) -> nn.Module:
+            return self.supervised(self.base, scratchpad_examples(self.train, self.tokenizer, self.settings.scratchpad),
+                                   self.settings.teacher_epochs, "teacher", progress)
+        return self.folder.model("teacher", make, self.tokenizer, self.device)
+
+    def supervised(self, start: nn.Module, examples: Examples, epochs: float, name: str, progress: Path) -> nn.Module:
+        model, settings = deepcopy(start), self.fit_settings("teacher")
+        fit(model, Epochs(examples, settings.batch_size, epochs, self.seed), settings, seed=self.seed, name=name, checkpoint=progress)
+        return model
+
+    def check_teacher(self, teacher: nn.Module) -> None:
+        """Raises ValueError for a teacher that is not worth distilling."""
+        def make() -> dict:
+            return asdict(evaluate(teacher, self.tokenizer, self.validation, True, self.max_scratchpad, "check teacher"))
+        accuracy = self.folder.value("teacher_validation", make)["accuracy"]
+        print(f"teacher: {accuracy:.1f} % of {len(self.validation)} validation questions, step by step")
+        if accuracy < self.settings.floor:
+            raise ValueError(f"the teacher solves {accuracy:.1f} % of the validation questions, below the floor of "
+                             f"{self.settings.floor} %: train it longer (--teacher-epochs), or lower --floor")
+
+    def practice(self, teacher: nn.Module) -> Examples:
+        """The teacher's answers to fresh questions, with soft labels."""
+        path = self.folder.path / "practice.safetensors"
+        if not path.exists():
+            settings = PracticeSettings(label_samples=self.settings.label_samples, max_new_tokens=self.max_scratchpad)
+            parts = self.folder.path / "practice.parts"
+            with self.folder.timed("practice"):
+                items = practice(teacher, self.tokenizer, self.context, self.settings.practice_questions, settings,
+                                 seed=self.seed, folder=parts)
+                items.save(path)
+            shutil.rmtree(parts)
+        return Examples.load(path)
+
+    def student(self, teacher: nn.Module, items: Examples, loss: str, name: str = "student") -> nn.Module:
+        """The teacher's own weights, fine-tuned to answer at once."""
+        def make(progress: Path) -> nn.Module:
+            model = deepcopy(teacher)
+            distill(model, items, self.fit_settings("student", loss), epochs=self.settings.student_epochs, seed=self.seed,
+                    checkpoint=progress, name=name)
+            return model
+        return self.folder.model(name, make, self.tokenizer, self.device)
+
+    def true_answers(self, items: Examples) -> Examples:
+        """The student's questions with true answers in place of the teacher's: the upper bound."""
+        prefix = len(student_template(""))
+        questions = [self.tokenizer.decode(items.prompts[i])[prefix:] for i in range(len(items))]
+        return direct_examples(questions, self.tokenizer)
+
+    def baselines(self, teacher: nn.Module) -> dict[str, nn.Module]:
+        """The paper's two baselines, on the teacher's labelled questions alone."""
+        direct, s = direct_examples(self.train, self.tokenizer), self.settings
+        both = Examples.join([scratchpad_examples(self.train, self.tokenizer, s.scratchpad), direct])
+        stages = {"scratchpad_then_direct": (teacher, direct, s.direct_epochs),
+                  "scratchpad_and_direct": (self.base, both, s.teacher_epochs)}
+        return {name: self.folder.model(name, lambda progress: self.supervised(start, data, epochs, name, progress),
+                                        self.tokenizer, self.device)
+                for name, (start, data, epochs) in stages.items()}
+
+    def table(self, models: dict[str, nn.Module]) -> dict[str, dict]:
+        """Every model on the same unseen questions."""
+        questions = test_questions(self.settings.test_questions, self.settings.max_digits)
+        longest = {True: self.max_scratchpad, False: 2 * self.settings.max_digits + 4}
+        return {name: self.folder.value(f"test_{name}", lambda: asdict(evaluate(
+                    model, self.tokenizer, questions, name == "teacher", longest[name == "teacher"], f"test {name}")))
+                for name, model in models.items()}
+
+    def run(self) -> dict[str, dict] | None:
+        """All stages in the order of the paper; the scores of Table 3, or None where --until stopped it earlier."""
+        until = self.settings.until
+        teacher = self.teacher()
+        self.check_teacher(teacher)
+        if until == "teacher":
+            return None
+        items = self.practice(teacher)
+        print(show_example(self.context, self.tokenizer, teacher, items, self.max_scratchpad))
+        if until == "practice":
+            return None
+        models = {"teacher": teacher, "before": teacher, "after": self.student(teacher, items, self.settings.loss)}
+        if until == "student":
+            return None
+        if self.settings.all_rows:
+            models["after_hard"] = self.student(teacher, items, "hard", "student_hard")
+            models["true_answers"] = self.student(teacher, self.true_answers(items), "hard", "student_true")
+        return self.table({**models, **self.baselines(teacher)})
+
+
+def test_questions(n: int, max_digits: int) -> list[str]:
+    """The unseen questions of the table: the same for every seed and every model."""
+    return draw_questions(n, max_digits, "test", np.random.default_rng(2022))
+
+
+def show_example(context: Context, tokenizer: TextTokenizer, teacher: nn.Module, items: Examples, max_new_tokens: int) -> str:
+    """One practice item, whole: what the teacher sees and says, what the student sees, and the label of its first token."""
+    question = tokenizer.decode(items.prompts[0])[len(context.student("")):]
+    prompt = tokenizer.encode(context.teacher(question))
+    completion = generate(teacher, [prompt], max_new_tokens, generator=torch.Generator(next(teacher.parameters()).device))[0]
+    found = context.extract(completion)
+    ids, counts = items.labels.ids[0], items.labels.counts[: int(items.labels.ids.starts[1])]
+    label = ", ".join(f"{token!r} {count}/{int(counts.sum())}" for token, count in zip(tokenizer.pieces(ids), counts.tolist()))
+    return "\n".join(["", "One practice item",
+                      f"  teacher prompt    {context.teacher(question)}",
+                      f"  completion        {tokenizer.decode(completion)}",
+                      f"  extracted answer  {tokenizer.decode(completion[found]) if found else '(none)'}",
+                      f"  student prompt    {context.student(question)}",
+                      f"  practised answer  {tokenizer.decode(items.answers[0])}",
+                      f"  its first label   {label}", ""])
+
+
+Settings = AdditionSettings
+SCALES = {"pocket": {}, "paper": PAPER_SCALE}
+
+
+def train(settings: AdditionSettings, seeds: list[int], out: Path, device: torch.device, publish: bool = False) -> None:
+    """`train.py --task addition`: every seed's stages, then the table and the record."""
+    print("\n".join(["Settings", *(f"  {name:20} {value}" for name, value in asdict(settings).items())]))
+    scores, minutes = [], []
+    for seed in seeds:
+        folder = RunFolder(seed_folder(out, seed), settings)
+        print(f"\nSeed {seed}, {folder.path}")
+        scores.append(AdditionRun(settings, seed, folder, device).run())
+        minutes.append(folder.minutes)
+    if None in scores:
+        print(f"stopped after the stage {settings.until}, as asked")
+        return
+    result = make_record(settings, seeds, scores, minutes, device)
+    write_record(result, out, publish)
+    print(f"\n{addition_table(result)}\n\n{minutes_line(result)}\nModels, practice set and record.json: {out}")
+
+
+def seed_folder(out: Path, seed: int) -> Path:
+    """Seed 0 has the run folder itself, the others folders inside it."""
+    return out if seed == 0 else out / f"seed-{seed}"
+
+
+def make_record(settings: AdditionSettings, seeds: list[int], scores: list[dict], minutes: list[dict], device) -> dict:
+    """Scores of all seeds → the JSON record; by digits and by carry run, the mean over the seeds."""
+    def mean(name: str, part: str) -> dict[str, float]:
+        return {key: round(float(np.mean([s[name][part][key] for s in scores])), 2) for key in scores[0][name][part]}
+    names = list(scores[0])
+    metrics = {name: [s[name]["accuracy"] for s in scores] for name in names}
+    metrics["token_ratio"] = [s["teacher"]["tokens"] / s["after"]["tokens"] for s in scores]
+    breakdown = {part: {name: mean(name, part) for name in names} for part in ("by_digits", "by_carry_run")}
+    return record("addition", settings.scale, device, seeds, settings, minutes, metrics, paper=PAPER, **breakdown)

@@ -1,0 +1,212 @@
+"""fit(): optimiser, precision, progress bar, checkpoint and resume. It knows nothing of teachers or contexts."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Callable, Protocol
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .device import autocast
+from .files import atomic_safetensors
+from .labels import Examples, LabelBatch
+from .losses import LOSSES, mean_over_answers
+
+CHECK_EVERY = 20  # steps between looks at the loss: each look waits for the device
+
+
+@dataclass
+class FitSettings:
+    """How to train. The paper: AdamW, weight decay 0, constant learning rate, no clipping (appendix B.3)."""
+
+    lr: float = 1e-5
+    batch_size: int = 16
+    warmup: float = 0.0  # share of the steps with a linearly growing learning rate
+    decay: float = 0.0  # share of the steps, at the end, with a linearly falling one
+    clip: float = 0.0  # largest gradient norm; 0: no clipping
+    loss: str = "hard"
+    dropout: float | None = None  # None: what the model's config says
+    optimiser: str = "adamw"  # or muon: for the layers' matrices (Jordan et al., 2024), AdamW for the rest
+    precision: str = "auto"  # auto, bf16 or fp32; master weights are always fp32
+
+
+class BatchSource(Protocol):
+    """Batches by step number, so that a resumed run sees exactly what an uninterrupted one would have seen."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, step: int) -> tuple[Tensor, LabelBatch]: ...
+
+
+class Epochs:
+    """Shuffled passes over examples. Batches hold answers of similar length, which saves about a third of the padding."""
+
+    def __init__(self, examples: Examples, batch_size: int, epochs: float, seed: int):
+        self.examples, self.batch_size, self.seed = examples, min(batch_size, len(examples)), seed
+        self.per_epoch = len(examples) // self.batch_size
+        self.steps = max(1, round(epochs * self.per_epoch))
+        self.epoch, self.order = -1, []
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> tuple[Tensor, LabelBatch]:
+        epoch, batch = divmod(step, self.per_epoch)
+        if epoch != self.epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self.epoch, self.order = epoch, length_buckets(self.examples, self.batch_size, generator)
+        return self.examples.batch(self.order[batch])
+
+
+def length_buckets(examples: Examples, batch_size: int, generator: torch.Generator, window: int = 16) -> list[Tensor]:
+    """A random order of the rows, cut into batches [batch_size] of similar length; rows that fill no batch are left out.
+
+    Rows are sorted among `window` batches only: enough to save most padding, few enough that batches stay random.
+    """
+    order = torch.randperm(len(examples), generator=generator)
+    size = examples.answers.lengths * 1000 + examples.prompts.lengths
+    groups = [rows[size[rows].argsort(stable=True)] for rows in order.split(window * batch_size)]
+    batches = [rows for rows in torch.cat(groups).split(batch_size) if len(rows) == batch_size]
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator)]
+
+
+def learning_rate(step: int, steps: int, settings: FitSettings) -> float:
+    """Linear warm-up, constant, linear decay to zero."""
+    up = (step + 1) / max(1.0, settings.warmup * steps)
+    down = (steps - step) / max(1.0, settings.decay * steps)
+    return settings.lr * min(1.0, up, down)
+
+
+class Run:
+    """A training run that can be put down and taken up again: model, optimiser, step, losses so far, random state."""
+
+    def __init__(self, model: nn.Module, settings: FitSettings, steps: int, seed: int, checkpoint: Path | None):
+        self.model, self.settings, self.steps, self.checkpoint = model, settings, steps, checkpoint
+        self.optimisers = make_optimisers(model, settings)
+        self.device = next(model.parameters()).device
+        self.description = json.dumps({"settings": asdict(settings), "steps": steps, "seed": seed})
+        self.step, self.history, self.saved = 0, [], time.monotonic()
+        torch.manual_seed(seed)
+        if checkpoint and checkpoint.exists():
+            self.load()
+
+    def update(self, prompts: Tensor, labels: LabelBatch) -> Tensor:
+        """One optimiser step; the batch's loss, still on the device."""
+        prompts, labels = prompts.to(self.device, non_blocking=True), labels.to(self.device)
+        with autocast(self.device, self.settings.precision):
+            logits = self.model(prompts, labels.tokens)
+        loss = mean_over_answers(LOSSES[self.settings.loss](logits, labels), labels.mask)
+        loss.backward()
+        if self.settings.clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(self.step, self.steps, self.settings)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        self.step += 1
+        return loss.detach()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All state as named tensors: the model's, the optimiser's, the random generators'."""
+        state = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            for optimiser in self.optimisers:
+                for kind, value in optimiser.state.get(parameter, {}).items():
+                    state[f"optimiser.{kind}.{name}"] = value
+        state["random.cpu"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            state["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def save(self) -> None:
+        history = json.dumps([self.step, self.history])
+        atomic_safetensors(self.checkpoint, self.tensors(), {"run": self.description, "history": history})
+        self.saved = time.monotonic()
+
+    def load(self) -> None:
+        """Take the run up from its checkpoint. Raises ValueError where that is damaged or belongs to another run."""
+        try:
+            with safe_open(self.checkpoint, "pt") as file:
+                metadata = file.metadata() or {}
+                state = {name: file.get_tensor(name) for name in file.keys()}
+        except Exception as error:  # safetensors has an exception type of its own
+            raise ValueError(f"{self.checkpoint} is damaged ({error}); delete it to train this stage anew") from None
+        if metadata.get("run") != self.description:
+            raise ValueError(f"{self.checkpoint} belongs to a run with other settings ({metadata.get('run')}); "
+                             f"this one has {self.description}. Delete it to train this stage anew")
+        self.step, self.history = json.loads(metadata["history"])
+        self.model.load_state_dict({n[6:]: v for n, v in state.items() if n.startswith("model.")})
+        for name, parameter in self.model.named_parameters():
+            for optimiser in self.optimisers:
+                if any(parameter is p for group in optimiser.param_groups for p in group["params"]):
+                    optimiser.state[parameter] = {key.split(".")[1]: value.to(self.device) for key, value in state.items()
+                                                  if key.startswith("optimiser.") and key.split(".", 2)[2] == name}
+        torch.set_rng_state(state["random.cpu"])
+        if self.device.type == "cuda" and "random.cuda" in state:
+            torch.cuda.set_rng_state(state["random.cuda"], self.device)
+
+
+def make_optimisers(model: nn.Module, settings: FitSettings) -> list[torch.optim.Optimizer]:
+    """AdamW without weight decay for all parameters, or Muon for the matrices inside the layers and AdamW for the rest."""
+    if settings.optimiser not in ("adamw", "muon"):
+        raise ValueError(f"optimiser {settings.optimiser!r} is unknown; known: adamw, muon")
+    muon = settings.optimiser == "muon"
+    matrices = [p for name, p in model.named_parameters() if muon and ".blocks." in name and p.ndim == 2]
+    inside = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in inside]
+    optimisers: list = [torch.optim.AdamW(rest, lr=settings.lr, weight_decay=0.0, fused=True)]
+    if matrices:  # scaled so that one learning rate suits both
+        optimisers.append(torch.optim.Muon(matrices, lr=settings.lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
+    return optimisers
+
+
+def checked_mean(losses: list[Tensor], last_step: int) -> float:
+    """The mean of the losses since the last look. Raises FloatingPointError, naming the first step that is not finite."""
+    values = torch.stack(losses).cpu()
+    bad = (~values.isfinite()).nonzero()
+    if len(bad):
+        raise FloatingPointError(f"the loss at step {last_step - len(losses) + 1 + int(bad[0])} is "
+                                 f"{values[bad[0, 0]].item()}; lower the learning rate or clip the gradient. "
+                                 "The last checkpoint is from before that step")
+    return values.mean().item()
+
+
+def fit(model: nn.Module, batches: BatchSource, settings: FitSettings, *, seed: int = 0, name: str = "training",
+        checkpoint: Path | None = None, save_every: float = 30.0,
+        evaluate: Callable[[int], None] | None = None) -> list[float]:
+    """Minimise the mean answer-token loss over `batches`, in place; returns the loss (nats) every CHECK_EVERY steps.
+
+    With `checkpoint`, the state is written there every `save_every` seconds, and a rerun after Ctrl-C or a kill goes on
+    from it, bit for bit as if it had never stopped. `evaluate(step)` is called between steps for logs.
+    Raises FloatingPointError on a non-finite loss; ValueError where the checkpoint is damaged or another run's.
+    """
+    set_dropout(model, settings.dropout)
+    run = Run(model.train(), settings, len(batches), seed, checkpoint)
+    recent: list[Tensor] = []
+    with tqdm(total=run.steps, initial=run.step, desc=name, unit="step", mininterval=1.0) as bar:
+        while run.step < run.steps:
+            recent.append(run.update(*batches[run.step]))
+            bar.update()
+            if run.step % CHECK_EVERY == 0 or run.step == run.steps:
+                run.history.append(checked_mean(recent, run.step))
+                recent.clear()
+                bar.set_postfix(loss=f"{run.history[-1]:.4f}", refresh=False)
+                if evaluate:
+                    evaluate(run.step)
+                if checkpoint and (time.monotonic() - run.saved > save_every or run.step == run.steps):
+                    run.save()
+    model.eval()
+    return run.history
+
+
+def set_dropout(model: nn.Module, rate: float | None) -> None:
+    """Change every dropout layer of the model; None leaves them alone."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout) and rate is not None:
+            module.p = rate
