@@ -88,7 +88,7 @@ def existing(path: Path) -> Path:
 
 def read_config(path: Path) -> T5Config:
     try:
-        raw = json.loads(existing(path).read_text())
+        raw = json.loads(existing(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(raw, dict) or raw.get("model_type") != "t5":
@@ -96,6 +96,8 @@ def read_config(path: Path) -> T5Config:
         raise ValueError(f"{path} describes a model of type {kind!r}; this version reads t5")
     known = {field.name for field in fields(T5Config)}
     raw = {"decoder_start_token_id": raw.get("pad_token_id", 0), **raw}
+    if raw.get("scale_decoder_outputs") is False:  # transformers 5 calls every T5 tied, and marks v1.1 by this instead
+        raw["tie_word_embeddings"] = False
     try:
         return T5Config(**{key: value for key, value in raw.items() if key in known})
     except (TypeError, ValueError) as error:
@@ -108,8 +110,10 @@ def weights_file(folder: Path) -> Path:
     if not path.exists() and pickled.exists():
         try:
             state = torch.load(pickled, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ValueError(f"{pickled} cannot be read safely: {str(error).splitlines()[0]}") from None
+        except Exception:  # of many types, and with advice to switch the safety off
+            raise ValueError(f"{pickled} is damaged, or holds code besides tensors and is therefore not read") from None
+        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+            raise ValueError(f"{pickled} does not hold a dictionary of tensors")
         atomic_safetensors(path, {name: value.clone() for name, value in state.items()}, {"format": "pt"})
     return existing(path)
 
@@ -120,15 +124,13 @@ def load_weights(model: T5, path: Path, dtype: torch.dtype | None = None) -> Non
     try:
         with safe_open(path, "pt") as file:
             check_names(wanted, set(file.keys()), path)
+            check_shapes(wanted, model, file, path)
+            check_copies(file, path, tied=model.config.tie_word_embeddings)
             state = {name: torch.cat([file.get_tensor(part) for part in parts]) for name, parts in wanted.items()}
     except ValueError:
         raise
     except Exception as error:  # safetensors has an exception type of its own
         raise ValueError(f"{path} is damaged: {error}") from None
-    shapes = [f"{wanted[name][0]} is {list(state[name].shape)}, not {list(p.shape)}"
-              for name, p in model.named_parameters() if p.shape != state[name].shape]
-    if shapes:
-        raise ValueError(f"{path} does not fit its config.json: {'; '.join(shapes[:5])}")
     state = {name: value.to(dtype or torch.float32) for name, value in state.items()}
     model.load_state_dict(state, assign=True)
     model.requires_grad_(True)
@@ -143,6 +145,24 @@ def check_names(wanted: dict[str, list[str]], found: set[str], path: Path) -> No
                 for word, group in (("missing", names - found), ("unexpected", extra)) if group]
     if problems:
         raise ValueError(f"{path} does not fit its config.json: {'; '.join(problems)}")
+
+
+def check_shapes(wanted: dict[str, list[str]], model: T5, file, path: Path) -> None:
+    problems = []
+    for name, parameter in model.named_parameters():
+        shape = [parameter.shape[0] // len(wanted[name]), *parameter.shape[1:]]
+        found = {part: file.get_slice(part).get_shape() for part in wanted[name]}
+        problems += [f"{part} is {size}, not {shape}" for part, size in found.items() if size != shape]
+    if problems:
+        raise ValueError(f"{path} does not fit its config.json: {'; '.join(problems[:5])}")
+
+
+def check_copies(file, path: Path, tied: bool) -> None:
+    """What we drop as a copy of the shared embedding must be one, or the model would silently be another."""
+    copies = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"} | ({"lm_head.weight"} if tied else set())
+    for name in sorted(copies & set(file.keys())):
+        if not torch.equal(file.get_tensor(name), file.get_tensor("shared.weight")):
+            raise ValueError(f"{path} does not fit its config.json: {name} is no copy of shared.weight")
 
 
 def save(model: T5, tokenizer: TextTokenizer, folder: str | Path) -> None:

@@ -76,7 +76,8 @@ def practice_chunk(teacher: nn.Module, tokenizer: TextTokenizer, context: Contex
     inputs = context.inputs(n, np.random.default_rng(seed))
     prompts = tokenizer.encode_all([context.teacher(x) for x in inputs])
     completions = generate(teacher, prompts, settings.max_new_tokens, settings.temperature, generator=generator, progress=name)
-    slices = [context.extract(y) for y in completions]
+    found = [context.extract(y) for y in completions]
+    slices = [s and slice(*s.indices(len(y))) for y, s in zip(completions, found)]  # open and negative ends made plain
     kept = [i for i, s in enumerate(slices) if s is not None]
     logits = score(teacher, [prompts[i] for i in kept], [completions[i][: slices[i].stop] for i in kept])
     answer_logits = [z[slices[i]] for i, z in zip(kept, logits)]

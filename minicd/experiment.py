@@ -99,9 +99,12 @@ def commit() -> str:
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", "*.py", "data") else "")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", "minicd", "train.py", "data") else "")
     except OSError:
         return ""
+
+
+COMMIT = commit()  # when the program started: the files may change while it runs
 
 
 def spread(values: list[float]) -> dict[str, Any]:
@@ -117,7 +120,7 @@ def record(task: str, scale: str, device: torch.device, seeds: list[int], settin
     stages = list(dict.fromkeys(stage for seed in minutes for stage in seed))
     by_stage = {stage: [round(seed.get(stage, 0.0), 2) for seed in minutes] for stage in stages}
     command = " ".join(["python", *map(shlex.quote, [Path(sys.argv[0]).name, *sys.argv[1:]])])
-    return {"task": task, "scale": scale, "command": command, "commit": commit(), "hardware": hardware(device),
+    return {"task": task, "scale": scale, "command": command, "commit": COMMIT, "hardware": hardware(device),
             "torch": torch.__version__, "seeds": seeds,
             "minutes": {"total": [round(sum(seed.values()), 2) for seed in minutes], **by_stage},
             "settings": dataclasses.asdict(settings), "metrics": {k: spread(v) for k, v in metrics.items()}, **more}

@@ -96,7 +96,8 @@ class SoftLabels:
     @classmethod
     def one_hot(cls, tokens: Tensor) -> SoftLabels:
         """Hard labels for tokens [M]: a single sample each."""
-        return cls(Ragged(tokens.int(), torch.arange(len(tokens) + 1)), torch.ones(len(tokens), dtype=torch.int32))
+        ids = Ragged(tokens.to(torch.int32, copy=True), torch.arange(len(tokens) + 1))
+        return cls(ids, torch.ones(len(tokens), dtype=torch.int32))
 
     @classmethod
     def join(cls, parts: Sequence[SoftLabels]) -> SoftLabels:

@@ -15,6 +15,7 @@ function and name it in LOSSES; `train.py --loss NAME` then finds it. `labels` h
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -24,14 +25,19 @@ def empirical(logits: Tensor, labels) -> Tensor:
     q̂ is the empirical distribution of (by default) 100 tokens drawn from q, so the gradient is unbiased and no dense
     [B, T, V] target is ever built. logits [B, T, V] → [B, T] nats.
     """
-    z = logits.float()
+    z = at_least_fp32(logits)
     return z.logsumexp(-1) - (labels.weights * z.gather(-1, labels.ids)).sum(-1)
 
 
 def hard(logits: Tensor, labels) -> Tensor:
     """Equation 1 as written: −log p(f(y)_t), the teacher's sampled token as the label. logits [B, T, V] → [B, T] nats."""
-    z = logits.float()
+    z = at_least_fp32(logits)
     return z.logsumexp(-1) - z.gather(-1, labels.tokens[..., None])[..., 0]
+
+
+def at_least_fp32(logits: Tensor) -> Tensor:
+    """Half precision becomes fp32; fp32 and fp64 stay as they are."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def mean_over_answers(per_token: Tensor, mask: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from .files import atomic_bytes
+
 ROWS = {"teacher": "teacher, step by step", "before": "student before", "after": "**student after**",
         "scratchpad_then_direct": "scratchpad → direct", "scratchpad_and_direct": "scratchpad + direct",
         "after_hard": "student after, hard labels", "true_answers": "student on true answers (upper bound)"}
@@ -44,3 +46,27 @@ def load_record(path: Path) -> dict:
         return json.loads(Path(path).read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a readable record: {error}") from None
+
+
+def addition_section(results: Path, scale: str) -> str | None:
+    path = results / f"addition-{scale}.json"
+    if not path.exists():
+        return None
+    record = load_record(path)
+    return "\n\n".join([addition_table(record), minutes_line(record) + f" ({record['hardware']}, PyTorch {record['torch']}, "
+                        f"commit {record['commit']}, `{record['command']}`)."])
+
+
+def rebuild_readme(root: Path) -> list[str]:
+    """Replace what stands between <!-- NAME --> and <!-- /NAME --> in README.md by the tables of results/; their names."""
+    readme = root / "README.md"
+    text, done = readme.read_text(), []
+    sections = {f"addition-{scale}": addition_section(root / "results", scale) for scale in ("pocket", "paper")}
+    for name, section in sections.items():
+        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        if section and start in text and end in text:
+            head, rest = text.split(start, 1)
+            text = head + start + "\n" + section + "\n" + end + rest.split(end, 1)[1]
+            done.append(name)
+    atomic_bytes(readme, text.encode())
+    return done

@@ -8,13 +8,15 @@ no linear layer has a bias. v1.0 has a ReLU feed-forward and scales the tied out
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ACTIVATIONS = {"relu": F.relu, "gelu": lambda x: F.gelu(x, approximate="tanh"), "silu": F.silu}
+ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "gated-relu": F.relu, "gated-silu": F.silu,
+               "gated-gelu": lambda x: F.gelu(x, approximate="tanh")}  # by T5's convention, unlike the plain "gelu"
+KINDS = {"int": int, "int | None": int, "float": (int, float), "bool": bool, "str": str}
 
 
 @dataclass
@@ -42,9 +44,12 @@ class T5Config:
     def __post_init__(self) -> None:
         if self.num_decoder_layers is None:
             self.num_decoder_layers = self.num_layers
-        if self.feed_forward_proj.removeprefix("gated-") not in ACTIVATIONS:
-            raise ValueError(f"feed_forward_proj {self.feed_forward_proj!r} is unknown; "
-                             f"known: {', '.join(ACTIVATIONS)}, each also as gated-…")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, KINDS[field.type]) or (field.type.startswith("int") and value < 0):
+                raise ValueError(f"{field.name} cannot be {value!r}")
+        if self.feed_forward_proj not in ACTIVATIONS:
+            raise ValueError(f"feed_forward_proj {self.feed_forward_proj!r} is unknown; known: {', '.join(ACTIVATIONS)}")
 
 
 class RMSNorm(nn.Module):
@@ -94,7 +99,7 @@ class FeedForward(nn.Module):
     def __init__(self, config: T5Config):
         super().__init__()
         self.gated = config.feed_forward_proj.startswith("gated-")
-        self.activation = ACTIVATIONS[config.feed_forward_proj.removeprefix("gated-")]
+        self.activation = ACTIVATIONS[config.feed_forward_proj]
         self.wi = nn.Linear(config.d_model, config.d_ff * (2 if self.gated else 1), bias=False)
         self.wo = nn.Linear(config.d_ff, config.d_model, bias=False)
         self.dropout = nn.Dropout(config.dropout_rate)

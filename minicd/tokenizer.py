@@ -24,15 +24,16 @@ class TextTokenizer:
     def load(cls, path: Path) -> TextTokenizer:
         """Read a `tokenizer.json`. Raises ValueError where the file is no tokenizer."""
         try:
-            backend = Tokenizer.from_file(str(path))
+            tokenizer = cls(Tokenizer.from_file(str(path)))
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"{path} is not a readable tokenizer: {error}") from None
-        backend.no_padding()
-        backend.no_truncation()
-        return cls(backend)
+        tokenizer.backend.no_padding()
+        tokenizer.backend.no_truncation()
+        return tokenizer
 
     def __len__(self) -> int:
-        return self.backend.get_vocab_size()
+        """One more than the highest id: the rows that an embedding must have. Ids may have gaps."""
+        return max(self.backend.get_vocab().values()) + 1
 
     def encode(self, text: str) -> list[int]:
         return self.with_eos(self.backend.encode(text).ids)

@@ -64,15 +64,16 @@ class Epochs:
 
 
 def length_buckets(examples: Examples, batch_size: int, generator: torch.Generator, window: int = 16) -> list[Tensor]:
-    """A random order of the rows, cut into batches [batch_size] of similar length; rows that fill no batch are left out.
+    """A random order of the rows, cut into batches [batch_size] of similar length; what fills no batch is left out.
 
     Rows are sorted among `window` batches only: enough to save most padding, few enough that batches stay random.
     """
     order = torch.randperm(len(examples), generator=generator)
+    order = order[: len(order) - len(order) % batch_size]
     size = examples.answers.lengths * 1000 + examples.prompts.lengths
     groups = [rows[size[rows].argsort(stable=True)] for rows in order.split(window * batch_size)]
-    batches = [rows for rows in torch.cat(groups).split(batch_size) if len(rows) == batch_size]
-    return [batches[i] for i in torch.randperm(len(batches), generator=generator)]
+    batches = torch.cat(groups).view(-1, batch_size)
+    return list(batches[torch.randperm(len(batches), generator=generator)])
 
 
 def learning_rate(step: int, steps: int, settings: FitSettings) -> float:
@@ -125,6 +126,10 @@ class Run:
         return state
 
     def save(self) -> None:
+        """Write the checkpoint. Raises FloatingPointError where the last step spoilt the weights, and keeps the old one."""
+        if not all(p.isfinite().all() for p in self.model.parameters()):
+            raise FloatingPointError(f"step {self.step} made weights that are not finite; lower the learning rate or clip "
+                                     "the gradient. The last checkpoint is from before that step")
         history = json.dumps([self.step, self.history])
         atomic_safetensors(self.checkpoint, self.tensors(), {"run": self.description, "history": history})
         self.saved = time.monotonic()

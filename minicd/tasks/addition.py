@@ -7,18 +7,16 @@ Both baselines see the same labelled questions as the teacher and no practice qu
 from __future__ import annotations
 
 import shutil
-import zlib
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import torch
 from torch import nn
 
 from ..checkpoint import load
-from ..distill import Context, Extractor, PracticeSettings, distill, practice
+from ..distill import Context, PracticeSettings, distill, practice
 from ..experiment import RunFolder, option, record, write_record
 from ..labels import Examples
 from ..metrics import exact_match
@@ -26,112 +24,10 @@ from ..report import addition_table, minutes_line
 from ..sampling import generate
 from ..tokenizer import TextTokenizer
 from ..training import Epochs, FitSettings, fit
-
-# Where a question belongs is a hash of its text, so no question can be in two splits, whatever the seed or the run.
-SPLITS = {"train": range(0, 10), "validation": range(10, 20), "test": range(20, 30), "practice": range(30, 100)}
+from .addition_questions import (SCRATCHPADS, addition_context, answer, carry_run, draw_questions, final_answer, split_of,
+                                 student_template, teacher_template, test_questions)
 
 PAPER = {"teacher": 93, "before": 0, "after": 95, "scratchpad_then_direct": 72, "scratchpad_and_direct": 61, "token_ratio": 8.0}
-
-
-def teacher_template(question: str) -> str:
-    """T_t: asks for the scratchpad."""
-    return f"add step by step : {question}"
-
-
-def student_template(question: str) -> str:
-    """T_s: asks for the answer alone."""
-    return f"add : {question}"
-
-
-def answer(question: str) -> str:
-    """'1 2 + 3 4' → '4 6'."""
-    a, b = question.replace(" ", "").split("+")
-    return " ".join(str(int(a) + int(b)))
-
-
-def compact_scratchpad(question: str) -> str:
-    """One step a column, last column first: '1 2 + 3 4' → '2 4 C: 0 => 6 , 1 3 C: 0 => 4 , C: 0 # 4 6 #'."""
-    a, b = (side.split() for side in question.split("+"))
-    carry, steps = 0, []
-    for x, y in zip(reversed(a), reversed(b)):
-        total = int(x) + int(y) + carry
-        steps.append(f"{x} {y} C: {carry} => {total % 10} ,")
-        carry = total // 10
-    return " ".join([*steps, f"C: {carry} # {answer(question)} #"])
-
-
-def nye_scratchpad(question: str) -> str:
-    """The paper's format (Nye et al., 2021): every step repeats what is left of the operands, the result so far, the carry.
-
-    Spaces around the two # are ours: T5's tokenizer has tokens such as "#1", from which no slice could cut the answer.
-    """
-    a, b = (side.split() for side in question.split("+"))
-    carry, result, lines = 0, [], [f"{question} , C: 0"]
-    while a:
-        total = int(a.pop()) + int(b.pop()) + carry
-        carry, result = total // 10, [str(total % 10), *result]
-        rest = f"{' '.join(a)} + {' '.join(b)} " if a else ""
-        lines.append(f"{rest}, {' '.join(result)} C: {carry}")
-    return " => ".join([*lines, " ".join([str(carry), *result])]) + f" Final answer: # {answer(question)} #"
-
-
-SCRATCHPADS: dict[str, Callable[[str], str]] = {"compact": compact_scratchpad, "nye": nye_scratchpad}
-
-
-def final_answer(tokenizer: TextTokenizer) -> Extractor:
-    """f: the digits between the last two # of a completion, as a slice of its tokens; None where there are none."""
-    pieces = tokenizer.pieces(range(len(tokenizer)))
-    marks = {i for i, piece in enumerate(pieces) if piece == "#"}
-    digits = {i for i, piece in enumerate(pieces) if piece in set("0123456789") | {""}}  # "": T5's token for a lone space
-
-    def extract(tokens: list[int]) -> slice | None:
-        ends = [i for i, token in enumerate(tokens) if token in marks][-2:]
-        if len(ends) < 2 or ends[1] - ends[0] < 2:
-            return None
-        found = slice(ends[0] + 1, ends[1])
-        return found if all(token in digits for token in tokens[found]) else None
-
-    return extract
-
-
-def split_of(question: str) -> str:
-    bucket = zlib.crc32(question.encode()) % 100
-    return next(name for name, buckets in SPLITS.items() if bucket in buckets)
-
-
-def draw_questions(n: int, max_digits: int, split: str, rng: np.random.Generator, unique: bool = True) -> list[str]:
-    """D: n questions of one split, as '1 2 + 3 4', both operands of the same length, lengths uniform in 1…max_digits.
-
-    Unique questions exhaust the short lengths, as in the paper; practice questions repeat, so that short ones stay frequent.
-    Raises ValueError where the split cannot hold n unique questions.
-    """
-    if unique and n > 0.05 * 81 * 100 ** (max_digits - 1):
-        raise ValueError(f"there are not {n} different questions of at most {max_digits} digits in the {split} split; "
-                         "ask for fewer or for more digits")
-    questions: list[str] = []
-    seen: set[str] = set()
-    while len(questions) < n:
-        for question in random_questions(2 * n, max_digits, rng):
-            if split_of(question) == split and not (unique and question in seen):
-                questions.append(question)
-                seen.add(question)
-                if len(questions) == n:
-                    break
-    return questions
-
-
-def random_questions(n: int, max_digits: int, rng: np.random.Generator) -> list[str]:
-    lengths = rng.integers(1, max_digits + 1, size=n)
-    low = np.where(lengths == 1, 0, 10 ** (lengths - 1))
-    operands = rng.integers(low, 10**lengths, size=(2, n)).T
-    return [f"{' '.join(str(a))} + {' '.join(str(b))}" for a, b in operands.tolist()]
-
-
-def addition_context(tokenizer: TextTokenizer, max_digits: int) -> Context:
-    """The whole experiment as Ω = (D, T_t, T_s, f)."""
-    def inputs(n: int, rng: np.random.Generator) -> list[str]:
-        return draw_questions(n, max_digits, "practice", rng, unique=False)
-    return Context(inputs, teacher_template, student_template, final_answer(tokenizer))
 
 
 def scratchpad_examples(questions: list[str], tokenizer: TextTokenizer, style: str) -> Examples:
@@ -142,17 +38,6 @@ def scratchpad_examples(questions: list[str], tokenizer: TextTokenizer, style: s
 def direct_examples(questions: list[str], tokenizer: TextTokenizer) -> Examples:
     return Examples.hard(tokenizer.encode_all([student_template(q) for q in questions]),
                          tokenizer.encode_all([answer(q) for q in questions]))
-
-
-def carry_run(question: str) -> int:
-    """The longest run of neighbouring columns that carry: '9 5 + 0 5' → 2."""
-    a, b = (side.split() for side in question.split("+"))
-    carry = run = longest = 0
-    for x, y in zip(reversed(a), reversed(b)):
-        carry = int(x) + int(y) + carry > 9
-        run = run + 1 if carry else 0
-        longest = max(longest, run)
-    return longest
 
 
 @dataclass
@@ -332,11 +217,6 @@ class AdditionRun:
         return self.table({**models, **self.baselines(teacher)})
 
 
-def test_questions(n: int, max_digits: int) -> list[str]:
-    """The unseen questions of the table: the same for every seed and every model."""
-    return draw_questions(n, max_digits, "test", np.random.default_rng(2022))
-
-
 def show_example(context: Context, tokenizer: TextTokenizer, teacher: nn.Module, items: Examples, max_new_tokens: int) -> str:
     """One practice item, whole: what the teacher sees and says, what the student sees, and the label of its first token."""
     question = tokenizer.decode(items.prompts[0])[len(context.student("")):]
@@ -389,3 +269,33 @@ def make_record(settings: AdditionSettings, seeds: list[int], scores: list[dict]
     metrics["token_ratio"] = [s["teacher"]["tokens"] / s["after"]["tokens"] for s in scores]
     breakdown = {part: {name: mean(name, part) for name in names} for part in ("by_digits", "by_carry_run")}
     return record("addition", settings.scale, device, seeds, settings, minutes, metrics, paper=PAPER, **breakdown)
+
+
+def ask(model: nn.Module, tokenizer: TextTokenizer, question: str, step_by_step: bool, max_new_tokens: int) -> str:
+    """`eval.py --ask`: the completion for '12 + 34', and whether it is right. Raises ValueError for what is no addition."""
+    sides = [side.strip() for side in question.split("+")]
+    if len(sides) != 2 or not all(side.isascii() and side.isdigit() for side in sides):
+        raise ValueError(f"--ask {question!r}: ask for the sum of two numbers, for example '12345678 + 87654321'")
+    spaced = " + ".join(" ".join(side) for side in sides)
+    prompt = tokenizer.encode((teacher_template if step_by_step else student_template)(spaced))
+    text = tokenizer.decode(generate(model, [prompt], max_new_tokens, temperature=0)[0])
+    return text if step_by_step else text.replace(" ", "")
+
+
+def test(model: nn.Module, tokenizer: TextTokenizer, arguments) -> None:
+    """`eval.py --task addition`: accuracy on the table's unseen questions; a practice set beside the model is checked not to hold them."""
+    questions = test_questions(arguments.questions, arguments.max_digits)
+    assert_unseen(questions, Path(arguments.model).parent, tokenizer)
+    score = evaluate(model, tokenizer, questions, arguments.step_by_step, arguments.max_new_tokens)
+    print(f"exact match on {len(questions)} unseen questions: {score.accuracy:.2f} %, {score.tokens:.1f} tokens a question")
+    print(f"by digits: {score.by_digits}\nby longest carry run: {score.by_carry_run}")
+
+
+def assert_unseen(questions: list[str], run: Path, tokenizer: TextTokenizer) -> None:
+    """No test question is of another split, nor in the practice set of the run that the model comes from."""
+    assert all(split_of(q) == "test" for q in questions)
+    path = run / "practice.safetensors"
+    if path.exists():
+        practised = Examples.load(path).prompts
+        prompts = {tuple(practised[i]) for i in range(len(practised))}
+        assert not any(tuple(tokenizer.encode(student_template(q))) in prompts for q in questions), "a test question was practised"

@@ -1,0 +1,42 @@
+"""Evaluate a checkpoint on fresh unseen questions, ask it one question, or rebuild the tables of README from results/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from minicd.checkpoint import load
+from minicd.commands import Parser, choose, guarded
+from minicd.device import pick_device
+from minicd.report import rebuild_readme
+from minicd.tasks import addition
+
+TASKS = {"addition": addition}
+
+
+def main() -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("--task", default="addition", help=f"the experiment: {', '.join(TASKS)}")
+    parser.add_argument("--model", help="folder (or hub id) of the checkpoint")
+    parser.add_argument("--ask", metavar="QUESTION", help='answer one question, for example "12345678 + 87654321"')
+    parser.add_argument("--step-by-step", action="store_true", help="prompt as the teacher is prompted: with a scratchpad")
+    parser.add_argument("--questions", type=int, default=10_000, help="unseen questions (default: 10000)")
+    parser.add_argument("--max-digits", type=int, default=8, help="operands have 1 to this many digits (default: 8)")
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="longest completion (default: 256)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (default): cuda where there is one")
+    parser.add_argument("--report", action="store_true", help="rebuild README's tables from results/*.json")
+    arguments = parser.parse_args()
+    if arguments.report:
+        print("rebuilt in README.md: " + ", ".join(rebuild_readme(Path(__file__).parent)))
+        return
+    if not arguments.model:
+        parser.error("--model is missing: the folder of a checkpoint, for example runs/addition/student")
+    task = choose(arguments.task, TASKS)
+    model, tokenizer = load(arguments.model, pick_device(arguments.device))
+    if arguments.ask:
+        print(task.ask(model, tokenizer, arguments.ask, arguments.step_by_step, arguments.max_new_tokens))
+    else:
+        task.test(model, tokenizer, arguments)
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,134 @@
+"""Addition questions as strings: the distribution D, both templates, the scratchpads, the extractor f, and the splits.
+
+A question is '1 2 + 3 4': digits separated by spaces, most significant first, both operands of the same length.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Callable
+
+import numpy as np
+
+from ..distill import Context, Extractor
+from ..tokenizer import TextTokenizer
+
+# Where a question belongs is a hash of its text, so no question can be in two splits, whatever the seed or the run.
+SPLITS = {"train": range(0, 10), "validation": range(10, 20), "test": range(20, 30), "practice": range(30, 100)}
+
+
+def teacher_template(question: str) -> str:
+    """T_t: asks for the scratchpad."""
+    return f"add step by step : {question}"
+
+
+def student_template(question: str) -> str:
+    """T_s: asks for the answer alone."""
+    return f"add : {question}"
+
+
+def answer(question: str) -> str:
+    """'1 2 + 3 4' → '4 6'."""
+    a, b = question.replace(" ", "").split("+")
+    return " ".join(str(int(a) + int(b)))
+
+
+def compact_scratchpad(question: str) -> str:
+    """One step a column, last column first: '1 2 + 3 4' → '2 4 C: 0 => 6 , 1 3 C: 0 => 4 , C: 0 # 4 6 #'."""
+    a, b = (side.split() for side in question.split("+"))
+    carry, steps = 0, []
+    for x, y in zip(reversed(a), reversed(b)):
+        total = int(x) + int(y) + carry
+        steps.append(f"{x} {y} C: {carry} => {total % 10} ,")
+        carry = total // 10
+    return " ".join([*steps, f"C: {carry} # {answer(question)} #"])
+
+
+def nye_scratchpad(question: str) -> str:
+    """The paper's format (Nye et al., 2021): every step repeats what is left of the operands, the result so far, the carry.
+
+    Spaces around the two # are ours: T5's tokenizer has tokens such as "#1", from which no slice could cut the answer.
+    """
+    a, b = (side.split() for side in question.split("+"))
+    carry, result, lines = 0, [], [f"{question} , C: 0"]
+    while a:
+        total = int(a.pop()) + int(b.pop()) + carry
+        carry, result = total // 10, [str(total % 10), *result]
+        rest = f"{' '.join(a)} + {' '.join(b)} " if a else ""
+        lines.append(f"{rest}, {' '.join(result)} C: {carry}")
+    return " => ".join([*lines, " ".join([str(carry), *result])]) + f" Final answer: # {answer(question)} #"
+
+
+SCRATCHPADS: dict[str, Callable[[str], str]] = {"compact": compact_scratchpad, "nye": nye_scratchpad}
+
+
+def final_answer(tokenizer: TextTokenizer) -> Extractor:
+    """f: the digits between the last two # of a completion, as a slice of its tokens; None where there are none."""
+    pieces = tokenizer.pieces(range(len(tokenizer)))
+    marks = {i for i, piece in enumerate(pieces) if piece == "#"}
+    digits = {i for i, piece in enumerate(pieces) if piece in set("0123456789") | {""}}  # "": T5's token for a lone space
+
+    def extract(tokens: list[int]) -> slice | None:
+        ends = [i for i, token in enumerate(tokens) if token in marks][-2:]
+        if len(ends) < 2 or ends[1] - ends[0] < 2:
+            return None
+        found = slice(ends[0] + 1, ends[1])
+        return found if all(token in digits for token in tokens[found]) else None
+
+    return extract
+
+
+def split_of(question: str) -> str:
+    bucket = zlib.crc32(question.encode()) % 100
+    return next(name for name, buckets in SPLITS.items() if bucket in buckets)
+
+
+def draw_questions(n: int, max_digits: int, split: str, rng: np.random.Generator, unique: bool = True) -> list[str]:
+    """D: n questions of one split, as '1 2 + 3 4', both operands of the same length, lengths uniform in 1…max_digits.
+
+    Unique questions exhaust the short lengths, as in the paper; practice questions repeat, so that short ones stay frequent.
+    Raises ValueError where the split cannot hold n unique questions.
+    """
+    if unique and n > 0.05 * 81 * 100 ** (max_digits - 1):
+        raise ValueError(f"there are not {n} different questions of at most {max_digits} digits in the {split} split; "
+                         "ask for fewer or for more digits")
+    questions: list[str] = []
+    seen: set[str] = set()
+    while len(questions) < n:
+        for question in random_questions(2 * n, max_digits, rng):
+            if split_of(question) == split and not (unique and question in seen):
+                questions.append(question)
+                seen.add(question)
+                if len(questions) == n:
+                    break
+    return questions
+
+
+def random_questions(n: int, max_digits: int, rng: np.random.Generator) -> list[str]:
+    lengths = rng.integers(1, max_digits + 1, size=n)
+    low = np.where(lengths == 1, 0, 10 ** (lengths - 1))
+    operands = rng.integers(low, 10**lengths, size=(2, n)).T
+    return [f"{' '.join(str(a))} + {' '.join(str(b))}" for a, b in operands.tolist()]
+
+
+def addition_context(tokenizer: TextTokenizer, max_digits: int) -> Context:
+    """The whole experiment as Ω = (D, T_t, T_s, f)."""
+    def inputs(n: int, rng: np.random.Generator) -> list[str]:
+        return draw_questions(n, max_digits, "practice", rng, unique=False)
+    return Context(inputs, teacher_template, student_template, final_answer(tokenizer))
+
+
+def carry_run(question: str) -> int:
+    """The longest run of neighbouring columns that carry: '9 5 + 0 5' → 2."""
+    a, b = (side.split() for side in question.split("+"))
+    carry = run = longest = 0
+    for x, y in zip(reversed(a), reversed(b)):
+        carry = int(x) + int(y) + carry > 9
+        run = run + 1 if carry else 0
+        longest = max(longest, run)
+    return longest
+
+
+def test_questions(n: int, max_digits: int) -> list[str]:
+    """The unseen questions of the table: the same for every seed and every model."""
+    return draw_questions(n, max_digits, "test", np.random.default_rng(2022))
