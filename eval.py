@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from minicd.checkpoint import load
-from minicd.commands import Parser, choose, guarded
+from minicd.commands import Parser, choose, count, guarded
 from minicd.device import pick_device
 from minicd.report import rebuild_readme
 from minicd.tasks import addition
@@ -19,9 +19,9 @@ def main() -> None:
     parser.add_argument("--model", help="folder (or hub id) of the checkpoint")
     parser.add_argument("--ask", metavar="QUESTION", help='answer one question, for example "12345678 + 87654321"')
     parser.add_argument("--step-by-step", action="store_true", help="prompt as the teacher is prompted: with a scratchpad")
-    parser.add_argument("--questions", type=int, default=10_000, help="unseen questions (default: 10000)")
-    parser.add_argument("--max-digits", type=int, default=8, help="operands have 1 to this many digits (default: 8)")
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="longest completion (default: 256)")
+    parser.add_argument("--questions", type=count, default=10_000, help="unseen questions (default: 10000)")
+    parser.add_argument("--max-digits", type=count, default=8, help="operands have 1 to this many digits (default: 8)")
+    parser.add_argument("--max-new-tokens", type=count, default=256, help="longest completion (default: 256)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (default): cuda where there is one")
     parser.add_argument("--report", action="store_true", help="rebuild README's tables from results/*.json")
     arguments = parser.parse_args()
@@ -32,7 +32,7 @@ def main() -> None:
         parser.error("--model is missing: the folder of a checkpoint, for example runs/addition/student")
     task = choose(arguments.task, TASKS)
     model, tokenizer = load(arguments.model, pick_device(arguments.device))
-    if arguments.ask:
+    if arguments.ask is not None:
         print(task.ask(model, tokenizer, arguments.ask, arguments.step_by_step, arguments.max_new_tokens))
     else:
         task.test(model, tokenizer, arguments)

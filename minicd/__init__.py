@@ -1,0 +1,11 @@
+"""minicd: Learning by Distilling Context (Snell, Klein & Zhong, 2022), from scratch and small."""
+
+from . import losses, metrics
+from .checkpoint import load, save
+from .distill import Context, NoAnswers, PracticeSettings, distill, practice
+from .labels import Examples, SoftLabels
+from .sampling import generate, score
+from .training import FitSettings, fit
+
+__all__ = ["Context", "Examples", "FitSettings", "NoAnswers", "PracticeSettings", "SoftLabels", "distill", "fit", "generate",
+           "load", "losses", "metrics", "practice", "save", "score"]

@@ -112,8 +112,8 @@ def weights_file(folder: Path) -> Path:
             state = torch.load(pickled, map_location="cpu", weights_only=True)
         except Exception:  # of many types, and with advice to switch the safety off
             raise ValueError(f"{pickled} is damaged, or holds code besides tensors and is therefore not read") from None
-        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise ValueError(f"{pickled} does not hold a dictionary of tensors")
+        if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+            raise ValueError(f"{pickled} does not hold a dictionary of named tensors")
         atomic_safetensors(path, {name: value.clone() for name, value in state.items()}, {"format": "pt"})
     return existing(path)
 

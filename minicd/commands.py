@@ -47,7 +47,16 @@ def add_settings(parser: Parser, settings: type) -> None:
         if isinstance(field.default, bool):
             parser.add_argument(flag, action="store_true", default=None, help=text)
         else:
-            parser.add_argument(flag, type=type(field.default), metavar=field.name.upper(), help=text.replace("%", "%%"))
+            kind = count if isinstance(field.default, int) else type(field.default)
+            parser.add_argument(flag, type=kind, choices=field.metadata["choices"], metavar=field.name.upper(),
+                                help=text.replace("%", "%%"))
+
+
+def count(text: str) -> int:
+    """Every whole number among the settings counts something of which there is at least one."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return int(text)
 
 
 def settings_from(arguments: argparse.Namespace, settings: type, *presets: dict[str, Any]) -> Any:

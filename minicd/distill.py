@@ -103,7 +103,8 @@ def label(prompts: list[list[int]], answers: list[list[int]], logits: list[torch
 
 
 def distill(student: nn.Module, items: Examples, settings: FitSettings = FitSettings(loss="empirical"), *,
-            epochs: float = 1.0, seed: int = 0, checkpoint: Path | None = None, name: str = "distill") -> list[float]:
+            epochs: float = 1.0, seed: int = 0, checkpoint: Path | None = None, save_every: float = 30.0,
+            name: str = "distill") -> list[float]:
     """Fit p_θ(f(y) | T_s(x)) to the labels, in place (equation 1; the loss is `settings.loss`). Returns the loss curve."""
     batches = Epochs(items, settings.batch_size, epochs, seed)
-    return fit(student, batches, settings, seed=seed, checkpoint=checkpoint, name=name)
+    return fit(student, batches, settings, seed=seed, checkpoint=checkpoint, save_every=save_every, name=name)

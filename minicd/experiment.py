@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterable
 
 import torch
 from torch import nn
@@ -24,9 +25,9 @@ from .tokenizer import TextTokenizer
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def option(default: Any, help: str) -> Any:
-    """A settings field whose explanation becomes its line in --help."""
-    return dataclasses.field(default=default, metadata={"help": help})
+def option(default: Any, help: str, choices: Iterable[str] | None = None, free: bool = False) -> Any:
+    """A settings field whose explanation becomes its line in --help; `free`: a rerun in the same folder may change it."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "free": free})
 
 
 class RunFolder:
@@ -34,12 +35,16 @@ class RunFolder:
 
     def __init__(self, path: Path, settings: Any):
         self.path = Path(path)
-        self.claim(dataclasses.asdict(settings))
+        self.claim({field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)
+                    if not field.metadata["free"]})
 
     def claim(self, settings: dict[str, Any]) -> None:
-        """Write settings.json, or check that it is the same. Raises ValueError for other settings or an unwritable folder."""
+        """Write settings.json, or check that it is the same, once a stage has left something that depends on it.
+
+        Raises ValueError for other settings or an unwritable folder.
+        """
         file = self.path / "settings.json"
-        if file.exists():
+        if file.exists() and any(path != file for path in self.path.iterdir()):
             old = read_json(file)
             new = json.loads(json.dumps(settings))
             different = [f"{k} (there {old.get(k)!r}, now {new.get(k)!r})" for k in {**old, **new} if old.get(k) != new.get(k)]
@@ -68,14 +73,22 @@ class RunFolder:
             minutes[stage] = minutes.get(stage, 0.0) + (time.monotonic() - start) / 60
             atomic_json(self.path / "minutes.json", minutes)
 
+    def borrow(self, other: Path, names: list[str]) -> None:
+        """Copy finished stages from another run. Raises ValueError where they are not there."""
+        for name in names:
+            source, target = other / name, self.path / name
+            if not source.exists():
+                raise ValueError(f"{source} is missing: there is no finished stage to reuse")
+            if not target.exists():
+                (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
+
     def model(self, stage: str, make: Callable[[Path], nn.Module], tokenizer: TextTokenizer, device: torch.device) -> nn.Module:
         """The model of a finished stage, or make(checkpoint path) now and keep it."""
-        folder = self.path / stage
+        folder, progress = self.path / stage, self.path / f"{stage}.progress.safetensors"
         if not (folder / "model.safetensors").exists():
-            progress = self.path / f"{stage}.progress.safetensors"
             with self.timed(stage):
                 checkpoint.save(make(progress), tokenizer, folder)
-            progress.unlink(missing_ok=True)
+        progress.unlink(missing_ok=True)
         return checkpoint.load(folder, device)[0]
 
     def value(self, stage: str, make: Callable[[], Any]) -> Any:
@@ -90,7 +103,7 @@ class RunFolder:
 def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no text at all
         raise ValueError(f"{path} is damaged ({error}); delete it to run this stage anew") from None
 
 

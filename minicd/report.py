@@ -44,7 +44,7 @@ def minutes_line(record: dict) -> str:
 def load_record(path: Path) -> dict:
     try:
         return json.loads(Path(path).read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} is not a readable record: {error}") from None
 
 

@@ -13,19 +13,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from ..checkpoint import load
 from ..distill import Context, PracticeSettings, distill, practice
 from ..experiment import RunFolder, option, record, write_record
 from ..labels import Examples
+from ..losses import LOSSES
 from ..metrics import exact_match
 from ..report import addition_table, minutes_line
 from ..sampling import generate
 from ..tokenizer import TextTokenizer
 from ..training import Epochs, FitSettings, fit
-from .addition_questions import (SCRATCHPADS, addition_context, answer, carry_run, draw_questions, final_answer, split_of,
-                                 student_template, teacher_template, test_questions)
+from .addition_questions import (SCRATCHPADS, addition_context, answer, carry_run, draw_questions, final_answer,
+                                 longest_scratchpad, split_of, student_template, teacher_template, test_questions)
 
 PAPER = {"teacher": 93, "before": 0, "after": 95, "scratchpad_then_direct": 72, "scratchpad_and_direct": 61, "token_ratio": 8.0}
 
@@ -79,27 +81,30 @@ class AdditionSettings:
     model: str = option("data/pocket", "folder or hub id of the T5 to start from")
     scale: str = option("pocket", "pocket, or paper: the paper's own recipe (give it a real T5 with --model)")
     max_digits: int = option(8, "operands have 1 to this many digits")
-    scratchpad: str = option("compact", "scratchpad format: compact, or nye (the paper's)")
+    scratchpad: str = option("compact", "scratchpad format: compact, or nye (the paper's)", choices=SCRATCHPADS)
     train_questions: int = option(500, "labelled questions, the same for the teacher and both baselines")
     teacher_epochs: int = option(200, "passes of the teacher over its scratchpads")
     teacher_lr: float = option(1e-3, "learning rate of the teacher and of the baselines")
     teacher_batch: int = option(32, "batch size of the teacher and of the baselines")
     direct_epochs: int = option(200, "passes of the baselines over the direct answers")
     dropout: float = option(0.1, "dropout of the teacher and of the baselines, whose data are few")
-    floor: float = option(50.0, "stop where the teacher solves fewer validation questions than this (percent)")
+    floor: float = option(50.0, "stop where the teacher solves fewer validation questions than this (percent)", free=True)
     practice_questions: int = option(100_000, "unlabelled questions that the teacher answers")
     label_samples: int = option(100, "samples in a soft label")
-    student_epochs: float = option(8, "passes of the student over the practice set")
+    student_epochs: float = option(8.0, "passes of the student over the practice set")
     student_lr: float = option(2e-3, "learning rate of the student")
     student_batch: int = option(128, "batch size of the student")
     warmup: float = option(0.02, "share of the steps with a growing learning rate")
     decay: float = option(0.3, "share of the steps, at the end, with a falling learning rate")
     clip: float = option(1.0, "largest gradient norm; 0: no clipping")
-    optimiser: str = option("muon", "adamw (the paper's), or muon for the matrices inside the layers")
-    loss: str = option("empirical", "the student's loss: empirical (the paper's soft labels) or hard")
+    optimiser: str = option("muon", "adamw (the paper's), or muon for the matrices inside the layers", choices=("adamw", "muon"))
+    loss: str = option("empirical", "the student's loss: empirical (the paper's soft labels) or hard", choices=("empirical", "hard"))
     test_questions: int = option(10_000, "unseen questions for the table")
-    all_rows: bool = option(False, "also train a student on hard labels and one on true answers (the upper bound)")
-    until: str = option("table", "stop after this stage: teacher, practice, student or table")
+    all_rows: bool = option(False, "also train a student on hard labels and one on true answers (the upper bound)", free=True)
+    reuse: str = option("", "take teacher and practice set from this finished run folder, to try another loss on them")
+    until: str = option("table", "stop after this stage: teacher, practice, student or table", free=True,
+                        choices=("teacher", "practice", "student", "table"))
+    save_every: float = option(30.0, "seconds between checkpoints, from which an interrupted run goes on", free=True)
 
 
 PAPER_SCALE = dict(scale="paper", scratchpad="nye", train_questions=499, teacher_epochs=1000, teacher_lr=3e-4, teacher_batch=8,
@@ -119,8 +124,9 @@ class AdditionRun:
         self.train = draw_questions(settings.train_questions, settings.max_digits, "train", rng)
         self.validation = draw_questions(500, settings.max_digits, "validation", rng)
         self.context = addition_context(self.tokenizer, settings.max_digits)
-        longest = SCRATCHPADS[settings.scratchpad](" ".join("9" * settings.max_digits) + " + " + " ".join("9" * settings.max_digits))
-        self.max_scratchpad = len(self.tokenizer.encode(longest)) + 4
+        if settings.reuse:
+            self.folder.borrow(Path(settings.reuse), ["teacher", "practice.safetensors"])
+        self.max_scratchpad = longest_scratchpad(self.tokenizer, settings.scratchpad, settings.max_digits) + 4
 
     def fit_settings(self, kind: str, loss: str = "hard") -> FitSettings:
         s = self.settings
@@ -138,7 +144,8 @@ class AdditionRun:
 
     def supervised(self, start: nn.Module, examples: Examples, epochs: float, name: str, progress: Path) -> nn.Module:
         model, settings = deepcopy(start), self.fit_settings("teacher")
-        fit(model, Epochs(examples, settings.batch_size, epochs, self.seed), settings, seed=self.seed, name=name, checkpoint=progress)
+        fit(model, Epochs(examples, settings.batch_size, epochs, self.seed), settings, seed=self.seed, name=name,
+            checkpoint=progress, save_every=self.settings.save_every)
         return model
 
     def check_teacher(self, teacher: nn.Module) -> None:
@@ -153,23 +160,22 @@ class AdditionRun:
 
     def practice(self, teacher: nn.Module) -> Examples:
         """The teacher's answers to fresh questions, with soft labels."""
-        path = self.folder.path / "practice.safetensors"
+        path, parts = self.folder.path / "practice.safetensors", self.folder.path / "practice.parts"
         if not path.exists():
             settings = PracticeSettings(label_samples=self.settings.label_samples, max_new_tokens=self.max_scratchpad)
-            parts = self.folder.path / "practice.parts"
             with self.folder.timed("practice"):
                 items = practice(teacher, self.tokenizer, self.context, self.settings.practice_questions, settings,
                                  seed=self.seed, folder=parts)
                 items.save(path)
-            shutil.rmtree(parts)
-        return Examples.load(path)
+        shutil.rmtree(parts, ignore_errors=True)
+        return read_practice(path)
 
     def student(self, teacher: nn.Module, items: Examples, loss: str, name: str = "student") -> nn.Module:
         """The teacher's own weights, fine-tuned to answer at once."""
         def make(progress: Path) -> nn.Module:
             model = deepcopy(teacher)
             distill(model, items, self.fit_settings("student", loss), epochs=self.settings.student_epochs, seed=self.seed,
-                    checkpoint=progress, name=name)
+                    checkpoint=progress, save_every=self.settings.save_every, name=name)
             return model
         return self.folder.model(name, make, self.tokenizer, self.device)
 
@@ -215,6 +221,14 @@ class AdditionRun:
             models["after_hard"] = self.student(teacher, items, "hard", "student_hard")
             models["true_answers"] = self.student(teacher, self.true_answers(items), "hard", "student_true")
         return self.table({**models, **self.baselines(teacher)})
+
+
+def read_practice(path: Path) -> Examples:
+    """A finished practice set. Raises ValueError where the file is damaged."""
+    try:
+        return Examples.load(path)
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it to practise anew") from None
 
 
 def show_example(context: Context, tokenizer: TextTokenizer, teacher: nn.Module, items: Examples, max_new_tokens: int) -> str:
@@ -272,7 +286,7 @@ def make_record(settings: AdditionSettings, seeds: list[int], scores: list[dict]
 
 
 def ask(model: nn.Module, tokenizer: TextTokenizer, question: str, step_by_step: bool, max_new_tokens: int) -> str:
-    """`eval.py --ask`: the completion for '12 + 34', and whether it is right. Raises ValueError for what is no addition."""
+    """`eval.py --ask`: the completion for '12 + 34'. Raises ValueError for what is no addition."""
     sides = [side.strip() for side in question.split("+")]
     if len(sides) != 2 or not all(side.isascii() and side.isdigit() for side in sides):
         raise ValueError(f"--ask {question!r}: ask for the sum of two numbers, for example '12345678 + 87654321'")
@@ -292,10 +306,11 @@ def test(model: nn.Module, tokenizer: TextTokenizer, arguments) -> None:
 
 
 def assert_unseen(questions: list[str], run: Path, tokenizer: TextTokenizer) -> None:
-    """No test question is of another split, nor in the practice set of the run that the model comes from."""
+    """Raises ValueError where a test question is in the practice set of the run that the model comes from."""
     assert all(split_of(q) == "test" for q in questions)
     path = run / "practice.safetensors"
     if path.exists():
-        practised = Examples.load(path).prompts
+        practised = read_practice(path).prompts
         prompts = {tuple(practised[i]) for i in range(len(practised))}
-        assert not any(tuple(tokenizer.encode(student_template(q))) in prompts for q in questions), "a test question was practised"
+        if any(tuple(tokenizer.encode(student_template(q))) in prompts for q in questions):
+            raise ValueError(f"{path} holds test questions: the model has practised them, so its score would mean nothing")

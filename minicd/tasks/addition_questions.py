@@ -5,6 +5,7 @@ A question is '1 2 + 3 4': digits separated by spaces, most significant first, b
 
 from __future__ import annotations
 
+import re
 import zlib
 from typing import Callable
 
@@ -62,18 +63,27 @@ def nye_scratchpad(question: str) -> str:
 SCRATCHPADS: dict[str, Callable[[str], str]] = {"compact": compact_scratchpad, "nye": nye_scratchpad}
 
 
+def longest_scratchpad(tokenizer: TextTokenizer, style: str, max_digits: int) -> int:
+    """An upper bound in tokens. T5 writes a 0 as two tokens and other digits as one: as if every digit were the longest."""
+    nines = " ".join("9" * max_digits)
+    scratchpad = SCRATCHPADS[style](f"{nines} + {nines}")
+    return max(len(tokenizer.encode(re.sub(r"\d", digit, scratchpad))) for digit in "0123456789")
+
+
 def final_answer(tokenizer: TextTokenizer) -> Extractor:
     """f: the digits between the last two # of a completion, as a slice of its tokens; None where there are none."""
     pieces = tokenizer.pieces(range(len(tokenizer)))
     marks = {i for i, piece in enumerate(pieces) if piece == "#"}
-    digits = {i for i, piece in enumerate(pieces) if piece in set("0123456789") | {""}}  # "": T5's token for a lone space
+    digits = {i for i, piece in enumerate(pieces) if piece in set("0123456789")}
+    blanks = {i for i, piece in enumerate(pieces) if not piece}  # T5's token for a lone space
 
     def extract(tokens: list[int]) -> slice | None:
         ends = [i for i, token in enumerate(tokens) if token in marks][-2:]
         if len(ends) < 2 or ends[1] - ends[0] < 2:
             return None
         found = slice(ends[0] + 1, ends[1])
-        return found if all(token in digits for token in tokens[found]) else None
+        kept = set(tokens[found])
+        return found if kept & digits and kept <= digits | blanks else None
 
     return extract
 
@@ -87,10 +97,12 @@ def draw_questions(n: int, max_digits: int, split: str, rng: np.random.Generator
     """D: n questions of one split, as '1 2 + 3 4', both operands of the same length, lengths uniform in 1…max_digits.
 
     Unique questions exhaust the short lengths, as in the paper; practice questions repeat, so that short ones stay frequent.
-    Raises ValueError where the split cannot hold n unique questions.
+    Raises ValueError where n unique questions are more than about half of what the split holds.
     """
+    if not 1 <= max_digits <= 18:
+        raise ValueError(f"operands have 1 to 18 digits, not {max_digits}")  # more do not fit into NumPy's integers
     if unique and n > 0.05 * 81 * 100 ** (max_digits - 1):
-        raise ValueError(f"there are not {n} different questions of at most {max_digits} digits in the {split} split; "
+        raise ValueError(f"{n} different questions of at most {max_digits} digits are too many for the {split} split; "
                          "ask for fewer or for more digits")
     questions: list[str] = []
     seen: set[str] = set()

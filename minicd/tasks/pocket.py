@@ -169,7 +169,7 @@ class Settings:
     steps: int = option(8000, "optimiser steps")
     batch: int = option(64, "batch size")
     lr: float = option(2e-3, "learning rate")
-    optimiser: str = option("muon", "adamw, or muon for the matrices inside the layers")
+    optimiser: str = option("muon", "adamw, or muon for the matrices inside the layers", ["adamw", "muon"])
     held_out: int = option(500, "held-out items of each kind for the figures at the end")
 
 

@@ -1,0 +1,73 @@
+"""How many labelled scratchpads does the teacher need? Its validation accuracy at several budgets, as a record and a plot.
+
+    python bench/labelled.py --seeds 0 1 2          # writes results/addition-labelled.json and .png (the plot needs matplotlib)
+
+Every budget gets the same number of optimiser steps as train.py's default. A rerun resumes.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from minicd.commands import Parser, guarded
+from minicd.device import pick_device
+from minicd.experiment import ROOT, RunFolder, record, spread
+from minicd.files import atomic_json
+from minicd.tasks.addition import AdditionRun, AdditionSettings
+
+
+def main() -> None:
+    parser = Parser(__doc__.splitlines()[0])
+    parser.add_argument("--budgets", type=int, nargs="+", default=[500, 1000, 2000, 5000], help="labelled questions")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, default=Path("runs/labelled"), help="run folder")
+    arguments = parser.parse_args()
+    device = pick_device(arguments.device)
+    default = AdditionSettings()
+    metrics, minutes = {}, []
+    for budget in arguments.budgets:
+        epochs = max(1, round(default.teacher_epochs * default.train_questions / budget))
+        settings = replace(default, train_questions=budget, teacher_epochs=epochs, until="teacher", floor=0.0)
+        folders = [RunFolder(arguments.out / str(budget) / f"seed-{seed}", settings) for seed in arguments.seeds]
+        metrics[str(budget)] = [accuracy(settings, seed, folder, device) for seed, folder in zip(arguments.seeds, folders)]
+        minutes.append({str(budget): sum(sum(folder.minutes.values()) for folder in folders)})
+        print(budget, spread(metrics[str(budget)]))
+    result = record("addition", "labelled", device, arguments.seeds, default, minutes, metrics)
+    atomic_json(ROOT / "results" / "addition-labelled.json", result)
+    plot(result, ROOT / "results" / "addition-labelled.png")
+
+
+def accuracy(settings: AdditionSettings, seed: int, folder: RunFolder, device) -> float:
+    """Percent of the validation questions that a teacher of this budget solves."""
+    run = AdditionRun(settings, seed, folder, device)
+    run.check_teacher(run.teacher())
+    return folder.value("teacher_validation", dict)["accuracy"]
+
+
+def plot(result: dict, path: Path) -> None:
+    try:
+        import matplotlib
+    except ImportError:
+        print("no plot: matplotlib is not installed")
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    budgets = [int(budget) for budget in result["metrics"]]
+    means = [m["mean"] for m in result["metrics"].values()]
+    stds = [m["std"] or 0.0 for m in result["metrics"].values()]
+    figure, axes = pyplot.subplots(figsize=(4.5, 3))
+    axes.errorbar(budgets, means, yerr=stds, marker="o", capsize=3)
+    axes.set(xscale="log", xlabel="labelled scratchpads", ylabel="teacher accuracy, %", xticks=budgets, xticklabels=budgets)
+    axes.set_xticks([], minor=True)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    print(f"plot in {path}")
+
+
+if __name__ == "__main__":
+    guarded(main)
