@@ -98,7 +98,7 @@ class AdditionSettings:
     decay: float = option(0.3, "share of the steps, at the end, with a falling learning rate")
     clip: float = option(1.0, "largest gradient norm; 0: no clipping")
     optimiser: str = option("muon", "adamw (the paper's), or muon for the matrices inside the layers", choices=("adamw", "muon"))
-    loss: str = option("empirical", "the student's loss: empirical (the paper's soft labels) or hard", choices=("empirical", "hard"))
+    loss: str = option("empirical", "the student's loss, a name in losses.py: empirical (the paper's soft labels), hard", choices=LOSSES)
     test_questions: int = option(10_000, "unseen questions for the table")
     all_rows: bool = option(False, "also train a student on hard labels and one on true answers (the upper bound)", free=True)
     reuse: str = option("", "take teacher and practice set from this finished run folder, to try another loss on them")

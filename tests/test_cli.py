@@ -1,0 +1,435 @@
+"""The command line as a user meets it: a whole small run, resuming after kill -9, and one sentence for every mistake."""
+
+import importlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minicd.checkpoint import load, save
+from minicd.commands import guarded
+from minicd.labels import Examples
+from minicd.report import rebuild_readme
+from minicd.t5 import T5, T5Config, initialise
+from minicd.tasks import addition
+from minicd.tasks.pocket import pocket_tokenizer
+from minicd.training import Epochs, FitSettings, fit
+
+ROOT = Path(__file__).resolve().parent.parent
+MODELS = ["teacher", "student", "scratchpad_then_direct", "scratchpad_and_direct"]
+SMALL = {"max-digits": 3, "train-questions": 64, "teacher-epochs": 5, "teacher-batch": 16, "teacher-lr": 5e-3, "direct-epochs": 5,
+         "practice-questions": 300, "label-samples": 5, "student-epochs": 2, "student-batch": 32, "test-questions": 100,
+         "floor": 0.0, "optimiser": "adamw"}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """A tiny T5 that has seen enough scratchpads to put digits between two #, so that practice finds answers. It cannot add."""
+    tokenizer = pocket_tokenizer()
+    config = T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=48, num_heads=2, num_layers=1,
+                      feed_forward_proj="gated-gelu", tie_word_embeddings=False, dropout_rate=0.0)
+    model = initialise(T5(config), seed=0)
+    questions = addition.draw_questions(200, 3, "train", np.random.default_rng(9))
+    examples = addition.scratchpad_examples(questions, tokenizer, "compact")
+    fit(model, Epochs(examples, 20, 30, seed=0), FitSettings(lr=1e-2, decay=0.3))
+    folder = tmp_path_factory.mktemp("base") / "model"
+    save(model, tokenizer, folder)
+    return folder
+
+
+def flags(base: Path, out: Path, **changes) -> list[str]:
+    """The words after `python train.py`; a change to None leaves a flag out, True gives it without a value."""
+    settings = {**SMALL, **{name.replace("_", "-"): value for name, value in changes.items()}}
+    words = ["--task", "addition", "--device", "cpu", "--model", str(base), "--out", str(out)]
+    for name, value in settings.items():
+        words += [] if value is None else [f"--{name}"] if value is True else [f"--{name}", *str(value).split()]
+    return words
+
+
+@pytest.fixture
+def cli(monkeypatch):
+    """Run a program's main() in this process, guarded as in the real one. What would be a traceback there raises here."""
+    def run(program: str, *words) -> None:
+        monkeypatch.setattr(sys, "argv", [f"{program}.py", *map(str, words)])
+        guarded(importlib.import_module(program).main)
+    return run
+
+
+@pytest.fixture
+def refused(cli):
+    """Run what must fail: one sentence, and an exit code that is not 0. Returns the sentence."""
+    def run(program: str, *words) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            cli(program, *words)
+        assert isinstance(stopped.value.code, str), "an exit code of 0, or a failure without a sentence"
+        assert len(stopped.value.code.splitlines()) == 1
+        return stopped.value.code
+    return run
+
+
+def start(*words) -> subprocess.Popen:
+    """The real command in a process of its own."""
+    return subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+@pytest.fixture(scope="module")
+def finished(base, tmp_path_factory) -> tuple[Path, str]:
+    """A finished run of two seeds by the real command: its folder and what it printed."""
+    out = tmp_path_factory.mktemp("run") / "two-seeds"
+    process = start("train.py", *flags(base, out, seeds="0 1", all_rows=True, scratchpad="nye"))
+    printed, errors = process.communicate(timeout=300)
+    assert process.returncode == 0 and "Traceback" not in errors, errors
+    return out, printed
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def test_a_run_says_what_it_does(finished):
+    out, printed = finished
+    for line in ("max_digits +3", "train_questions +64", "scratchpad +nye", "floor +0.0"):
+        assert re.search(rf"^  {line}$", printed, re.MULTILINE), line
+    assert re.search(r"teacher: \d+\.\d % of 500 validation questions", printed)
+    item = re.search(r"One practice item\n  teacher prompt    add step by step : ([\d +]+)\n  completion        .*\n"
+                     r"  extracted answer  .*\n  student prompt    add : ([\d +]+)\n  practised answer  (.*)\n"
+                     r"  its first label   (.*)\n", printed)
+    assert item and item[1] == item[2]
+    assert sum(int(n) for n in re.findall(r"(\d+)/5", item[4])) == 5  # the label's samples
+    assert printed.count("One practice item") == 2  # one for each seed
+    assert "additions of up to 3 digits, %, 2 seeds, pocket scale" in printed
+    for row in ("teacher, step by step", "student before", r"\*\*student after\*\*", "scratchpad → direct", r"scratchpad \+ direct",
+                "student after, hard labels", r"student on true answers \(upper bound\)"):
+        assert re.search(rf"^\| {row} \| \d+\.\d ± \d+\.\d \| \d* ?\|$", printed, re.MULTILINE), row
+    assert re.search(r"^\| tokens at inference, teacher ÷ student \| \d+\.\d ± \d+\.\d \| 8.0 \|$", printed, re.MULTILINE)
+    assert "| by digits | 1 | 2 | 3 |" in printed and "| by longest carry run | 0 |" in printed
+    assert re.search(r"Minutes a stage: total \d+\.\d/\d+\.\d, teacher \d", printed)
+
+
+def test_a_run_writes_models_practice_set_and_record(finished):
+    out, _ = finished
+    for folder in (out, out / "seed-1"):
+        for name in [*MODELS, "student_hard", "student_true"]:
+            model, tokenizer = load(folder / name)
+            assert sum(p.numel() for p in model.parameters()) > 0 and len(tokenizer) == len(pocket_tokenizer())
+        items = Examples.load(folder / "practice.safetensors")
+        assert 30 <= len(items) <= 300
+        left_over = [path.name for path in folder.iterdir() if "progress" in path.name or "parts" in path.name or "tmp" in path.name]
+        assert left_over == []
+    first, second = (load_file(folder / "teacher" / "model.safetensors") for folder in (out, out / "seed-1"))
+    assert not torch.equal(first["shared.weight"], second["shared.weight"])
+
+
+def test_the_record_is_complete(finished):
+    record = read(finished[0] / "record.json")
+    assert {"task", "scale", "command", "commit", "hardware", "torch", "seeds", "minutes", "settings", "metrics", "paper"} <= set(record)
+    assert (record["task"], record["scale"], record["seeds"], record["torch"]) == ("addition", "pocket", [0, 1], torch.__version__)
+    assert record["command"].startswith("python train.py --task addition --device cpu --model ")
+    assert re.fullmatch(r"([0-9a-f]{12}\+?)?", record["commit"]) and "threads" in record["hardware"]
+    assert len(record["minutes"]["total"]) == 2 and set(MODELS) | {"practice", "test_after"} <= set(record["minutes"])
+    for name, value in SMALL.items():
+        assert record["settings"][name.replace("-", "_")] == value
+    assert record["paper"] == {"teacher": 93, "before": 0, "after": 95, "scratchpad_then_direct": 72, "scratchpad_and_direct": 61,
+                               "token_ratio": 8.0}
+    assert set(record["metrics"]) == {*record["paper"], "after_hard", "true_answers"}
+    for name, metric in record["metrics"].items():
+        a, b = metric["values"]
+        assert metric["mean"] == pytest.approx((a + b) / 2, abs=0.01), name
+        assert metric["std"] == pytest.approx(abs(a - b) / 2**0.5, abs=0.01), name
+        assert name == "token_ratio" or 0 <= min(a, b) <= max(a, b) <= 100
+    assert record["metrics"]["token_ratio"]["mean"] > 2  # a scratchpad is longer than an answer
+    assert set(record["by_digits"]["teacher"]) == {"1", "2", "3"}
+
+
+def model_bytes(out: Path) -> dict[str, bytes]:
+    return {name: (out / name / "model.safetensors").read_bytes() for name in MODELS}
+
+
+def test_the_same_command_again_finishes_at_once(finished, base, cli, capsys):
+    out, _ = finished
+    record, models = read(out / "record.json"), model_bytes(out)
+    began = time.process_time()
+    cli("train", *flags(base, out, seeds="0 1", all_rows=True, scratchpad="nye"))
+    assert time.process_time() - began < 3
+    again = read(out / "record.json")
+    for part in ("metrics", "minutes", "by_digits", "by_carry_run", "settings", "seeds"):
+        assert again[part] == record[part], part
+    assert model_bytes(out) == models
+    assert "2 seeds" in capsys.readouterr().out
+
+
+def test_settings_that_change_no_stage_may_change(finished, base, cli, capsys):
+    """Fewer rows, another floor, one seed of the two: nothing is trained anew."""
+    out, _ = finished
+    models, minutes = model_bytes(out), read(out / "minutes.json")
+    record = (out / "record.json").read_bytes()
+    cli("train", *flags(base, out, scratchpad="nye", floor=-1.0, save_every=7.0))
+    assert "1 seed, pocket scale" in capsys.readouterr().out
+    single = read(out / "record.json")
+    assert "true_answers" not in single["metrics"] and single["metrics"]["after"]["std"] is None
+    assert single["metrics"]["after"]["values"] == json.loads(record)["metrics"]["after"]["values"][:1]
+    assert model_bytes(out) == models and read(out / "minutes.json") == minutes
+    (out / "record.json").write_bytes(record)
+
+
+def test_other_settings_in_the_same_folder_are_refused(finished, base, refused):
+    out, _ = finished
+    models = model_bytes(out)
+    said = refused("train", *flags(base, out, scratchpad="nye", seeds="0 1", student_lr=0.5, label_samples=6))
+    assert f"{out} holds a run with other settings" in said and "choose another folder" in said
+    assert "label_samples (there 5, now 6)" in said and "student_lr (there 0.002, now 0.5)" in said
+    assert "max_digits" not in said and "scratchpad" not in said
+    assert model_bytes(out) == models
+
+
+def kill_when(exists: Path, words: list[str]) -> None:
+    """Start the run and kill -9 it as soon as the path is there."""
+    process = start("train.py", *words)
+    deadline = time.monotonic() + 120
+    while not exists.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.003)
+    process.send_signal(signal.SIGKILL)
+    _, errors = process.communicate()
+    assert process.returncode == -signal.SIGKILL and exists.exists(), f"{exists.name} never came, or the run was over: {errors}"
+
+
+def bars(errors: str, name: str) -> list[str]:
+    """The states of a progress bar in what a run wrote to stderr."""
+    return [line for line in re.split(r"[\r\n]", errors) if line.startswith(f"{name}:")]
+
+
+def test_kill_9_in_every_stage_changes_nothing(base, tmp_path):
+    """Killed while it trains the teacher, practises, trains the student and a baseline: the same files as an unbroken run."""
+    settings = {"teacher_epochs": 25, "direct_epochs": 25, "practice_questions": 6000, "label_samples": 100, "student_epochs": 1,
+                "save_every": 0.0}
+    unbroken, killed = flags(base, tmp_path / "unbroken", **settings), flags(base, tmp_path / "killed", **settings)
+    reference = start("train.py", *unbroken)
+    out = tmp_path / "killed"
+    stages = {"teacher": (out / "teacher.progress.safetensors", out / "teacher" / "model.safetensors"),
+              "practice": (out / "practice.parts" / "chunk-0000.safetensors", out / "practice.safetensors"),
+              "student": (out / "student.progress.safetensors", out / "student" / "model.safetensors"),
+              "scratchpad_then_direct": (out / "scratchpad_then_direct.progress.safetensors",
+                                         out / "scratchpad_then_direct" / "model.safetensors")}
+    for stage, (begun, done) in stages.items():
+        kill_when(begun, killed)
+        assert not done.exists(), f"the stage {stage} was over before the kill"
+    last = start("train.py", *killed)
+    _, errors = last.communicate(timeout=200)
+    assert last.returncode == 0 and "Traceback" not in errors, errors
+    first = bars(errors, "scratchpad_then_direct")[0]
+    assert re.search(r"[2-8]0/100 ", first), f"the killed stage began anew: {first}"
+    assert not bars(errors, "teacher") and not bars(errors, "practice 6000/6000") and not bars(errors, "student")
+
+    reference.communicate(timeout=200)
+    assert reference.returncode == 0
+    assert model_bytes(out) == model_bytes(tmp_path / "unbroken")
+    for name in ("practice.safetensors", "teacher_validation.json", "test_after.json"):
+        assert (out / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes(), name
+    ours, theirs = read(out / "record.json"), read(tmp_path / "unbroken" / "record.json")
+    assert ours["metrics"] == theirs["metrics"] and ours["by_digits"] == theirs["by_digits"]
+    names = {path.name for path in (tmp_path / "unbroken").iterdir()}
+    assert {path.name for path in out.iterdir() if not path.name.endswith(".tmp")} == names
+
+
+def test_a_run_can_stop_after_a_stage_and_go_on(base, tmp_path, cli, refused, capsys):
+    """--until, then a damaged file at each stage; deleting what the sentence names mends it."""
+    out = tmp_path / "run"
+    cli("train", *flags(base, out, until="teacher"))
+    assert "stopped after the stage teacher, as asked" in capsys.readouterr().out
+    assert (out / "teacher" / "model.safetensors").exists() and not (out / "practice.safetensors").exists()
+
+    progress = out / "student.progress.safetensors"
+    progress.write_bytes(b"no tensors")
+    assert f"{progress} is damaged" in refused("train", *flags(base, out))
+    assert (out / "practice.safetensors").exists() and not (out / "student").exists()
+    progress.unlink()
+
+    cli("train", *flags(base, out, until="student"))
+    assert "stopped after the stage student, as asked" in capsys.readouterr().out
+    assert not (out / "record.json").exists() and not (out / "scratchpad_then_direct").exists()
+
+    for name in ("practice.safetensors", "teacher/model.safetensors", "teacher_validation.json", "settings.json"):
+        good = (out / name).read_bytes()
+        for bad in (good[: len(good) // 2], b"", b"\xff\xfe\xff"):
+            (out / name).write_bytes(bad)
+            assert f"{out / name} is damaged" in refused("train", *flags(base, out, until="student"))
+        (out / name).write_bytes(good)
+    cli("train", *flags(base, out, until="student"))
+
+
+def test_a_teacher_below_the_floor(base, tmp_path, refused, cli):
+    said = refused("train", *flags(base, tmp_path, floor=101.0, teacher_epochs=1, until="practice"))
+    assert re.search(r"the teacher solves \d+\.\d % of the validation questions, below the floor of 101.0 %", said)
+    assert "--teacher-epochs" in said and "--floor" in said
+    assert not (tmp_path / "practice.safetensors").exists()
+    teacher = (tmp_path / "teacher" / "model.safetensors").stat().st_mtime_ns
+    cli("train", *flags(base, tmp_path, floor=0.0, teacher_epochs=1, until="practice"))  # the advice can be taken
+    assert (tmp_path / "practice.safetensors").exists()
+    assert (tmp_path / "teacher" / "model.safetensors").stat().st_mtime_ns == teacher
+
+
+def test_a_mistyped_model_does_not_claim_the_folder(base, tmp_path, refused, cli):
+    out = tmp_path / "out"
+    assert f"{tmp_path / 'nowhere'} is not a folder with a model" in refused("train", *flags(tmp_path / "nowhere", out))
+    (tmp_path / "empty").mkdir()
+    assert "config.json is missing" in refused("train", *flags(tmp_path / "empty", out))
+    cli("train", *flags(base, out, teacher_epochs=1, until="teacher"))
+    assert read(out / "settings.json")["model"] == str(base)
+
+
+def test_a_folder_that_cannot_be_written(base, tmp_path, refused):
+    (tmp_path / "file").write_text("a regular file")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        said = refused("train", *flags(base, out))
+        assert f"cannot write to {out}" in said
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (["--task", "adition"], "there is no task 'adition'; did you mean addition?; tasks: addition"),
+    (["--task=pockett"], "there is no task 'pockett'; did you mean pocket?"),
+    (["--task", "sorting"], "there is no task 'sorting'"),
+    ([], "--task is missing; tasks: addition, pocket"),
+    (["--task"], "argument --task: expected one argument"),
+    (["--taks", "addition"], "unknown argument --taks; did you mean --task?"),
+    (["--task", "addition", "--techer-epochs", "3"], "unknown argument --techer-epochs; did you mean --teacher-epochs?"),
+    (["--task", "addition", "--label-sample=3"], "unknown argument --label-sample=3; did you mean --label-samples?"),
+    (["--task", "addition", "--teacher-epochs", "many"], "argument --teacher-epochs: invalid"),
+    (["--task", "addition", "--practice-questions", "0"], "argument --practice-questions: 0 is less than 1"),
+    (["--task", "addition", "--student-batch", "-4"], "argument --student-batch: -4 is less than 1"),
+    (["--task", "addition", "--scratchpad", "nya"], "argument --scratchpad: invalid choice"),
+    (["--task", "addition", "--loss", "soft"], "argument --loss: invalid choice: 'soft'"),
+    (["--task", "addition", "--until", "end"], "argument --until: invalid choice: 'end'"),
+    (["--task", "addition", "--optimiser", "sgd"], "argument --optimiser: invalid choice: 'sgd'"),
+    (["--task", "addition", "--scale", "huge"], "--scale huge: known scales are pocket, paper"),
+    (["--task", "pocket", "--seeds", "0", "1"], "--task pocket trains one base: give it one seed")])
+def test_a_mistake_is_named_in_one_sentence(refused, words, sentence):
+    assert sentence in refused("train", *words)
+
+
+@pytest.mark.parametrize("changes, sentence", [({"max_digits": 19}, "operands have 1 to 18 digits, not 19"),
+                                               ({"max_digits": 1}, "64 different questions of at most 1 digits are too many"),
+                                               ({"train_questions": 10**6}, "1000000 different questions .* are too many"),
+                                               ({"seeds": "-1"}, "non-negative"), ({"teacher_lr": -1.0}, "learning rate")])
+def test_a_setting_that_cannot_be_is_named(base, tmp_path, refused, changes, sentence):
+    assert re.search(sentence, refused("train", *flags(base, tmp_path / "out", **changes)))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_cuda_where_there_is_none(base, tmp_path, refused):
+    out = tmp_path / "out"
+    assert "--device cuda: this PyTorch sees no CUDA device" in refused("train", *flags(base, out), "--device", "cuda")
+    assert "--device cuda" in refused("eval", "--model", base, "--device", "cuda")
+    assert not out.exists()
+
+
+def test_a_mistake_ends_the_real_command_without_a_traceback(tmp_path):
+    """What the tests above see as an exception is, in the shell, a line on stderr and an exit code."""
+    (tmp_path / "file").write_text("")
+    processes = {"did you mean addition": start("train.py", "--task", "additon"),
+                 "cannot write to": start("train.py", *flags(tmp_path, tmp_path / "file" / "below"))}
+    for sentence, process in processes.items():
+        printed, errors = process.communicate(timeout=120)
+        assert process.returncode == 1 and sentence in errors and "Traceback" not in errors
+        assert len(errors.strip().splitlines()) == 1, errors
+
+
+def test_help_lists_the_settings(cli, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli("train", "--task", "addition", "--help")
+    said = " ".join(capsys.readouterr().out.split())
+    assert stopped.value.code == 0
+    for field in addition.AdditionSettings.__dataclass_fields__.values():
+        assert f"--{field.name.replace('_', '-')} " in said, field.name
+        assert " ".join(f"{field.metadata['help']} (default: {field.default})".split()) in said.replace("- ", "-"), field.name
+    for flag in ("--task", "--out", "--seeds", "--device", "--quick", "--publish"):
+        assert flag in said
+    with pytest.raises(SystemExit):
+        cli("train", "--help")
+    assert "addition, pocket" in capsys.readouterr().out
+
+
+def test_a_checkpoint_is_evaluated(finished, cli, capsys):
+    """eval.py finds what the table of the run says, and the same questions step by step for the teacher."""
+    out, _ = finished
+    metrics = read(out / "record.json")["metrics"]
+    for name, row, more in (("student", "after", []), ("teacher", "teacher", ["--step-by-step"])):
+        cli("eval", "--model", out / name, "--questions", 100, "--max-digits", 3, *more)
+        said = capsys.readouterr().out
+        accuracy = re.search(r"exact match on 100 unseen questions: (\d+\.\d\d) %, \d+\.\d tokens a question", said)
+        assert float(accuracy[1]) == metrics[row]["values"][0]
+        assert "by digits: {'1': " in said and "by longest carry run: {'0': " in said
+
+
+def test_one_question_is_answered(finished, cli, refused, capsys):
+    student = finished[0] / "student"
+    cli("eval", "--model", student, "--ask", "123+456", "--device", "cpu")
+    assert re.fullmatch(r"\d*\n", capsys.readouterr().out)
+    for question in ("", "three + 4", "1 + 2 + 3"):
+        assert "ask for the sum of two numbers, for example" in refused("eval", "--model", student, "--ask", question)
+
+
+@pytest.mark.parametrize("words, sentence", [([], "--model is missing"), (["--model", "no/where/at-all"], "no/where/at-all is not a folder"),
+                                             (["--modle", "x"], "unknown argument --modle; did you mean --model?"),
+                                             (["--model", "x", "--questions", "0"], "argument --questions: 0 is less than 1")])
+def test_a_mistake_in_eval_is_named(refused, words, sentence):
+    assert sentence in refused("eval", *words)
+
+
+def test_the_report_rebuilds_the_marked_section(finished, cli, tmp_path, monkeypatch, capsys):
+    record = read(finished[0] / "record.json")
+    readme, results = tmp_path / "README.md", tmp_path / "results"
+    before = "# Title ±\n\n<!-- addition-pocket -->\nan old table\n<!-- /addition-pocket -->\n\nThe end.\n"
+    readme.write_text(before)
+    assert rebuild_readme(tmp_path) == [] and readme.read_text() == before  # no record yet: nothing is touched
+
+    results.mkdir()
+    (results / "addition-pocket.json").write_text(json.dumps(record))
+    monkeypatch.setattr(importlib.import_module("eval"), "__file__", str(tmp_path / "eval.py"))
+    cli("eval", "--report")
+    assert "addition-pocket" in capsys.readouterr().out
+    text = readme.read_text()
+    assert text.startswith("# Title ±\n\n<!-- addition-pocket -->\n") and text.endswith("<!-- /addition-pocket -->\n\nThe end.\n")
+    after = record["metrics"]["after"]
+    assert f"| **student after** | {after['mean']:.1f} ± {after['std']:.1f} | 95 |" in text
+    assert "an old table" not in text and record["command"] in text and record["hardware"] in text
+    assert rebuild_readme(tmp_path) == ["addition-pocket"] and readme.read_text() == text  # once more changes nothing
+
+
+def test_a_damaged_record_is_named(cli, refused, tmp_path, monkeypatch):
+    (tmp_path / "README.md").write_text("text")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "addition-pocket.json").write_text('{"task": ')
+    monkeypatch.setattr(importlib.import_module("eval"), "__file__", str(tmp_path / "eval.py"))
+    assert "addition-pocket.json is not a readable record" in refused("eval", "--report")
+    assert (tmp_path / "README.md").read_text() == "text"
+
+
+def test_the_pocket_base_makes_itself(tmp_path, cli, capsys):
+    """--task pocket in very small: it trains, measures itself and leaves a checkpoint that the addition run can start from."""
+    cli("train", "--task", "pocket", "--steps", 3, "--batch", 4, "--held-out", 2, "--out", tmp_path, "--device", "cpu")
+    said = capsys.readouterr().out
+    assert "held-out exact match, %" in said and "Pretraining text, for example" in said
+    record = read(tmp_path / "record.json")
+    assert record["task"] == "pocket" and set(record["metrics"]) == {"unary", "binary", "lookup", "operation"}
+    assert load(tmp_path / "base")[1].backend.get_vocab() == pocket_tokenizer().backend.get_vocab()
+
+
+def test_quick_from_the_pocket_base(tmp_path, cli):
+    """The README's first command in a minute: practice makes the student better than the teacher that answers at once."""
+    if not (ROOT / "data" / "pocket" / "model.safetensors").exists():
+        pytest.skip("data/pocket holds no checkpoint; `python train.py --task pocket --publish` makes it")
+    cli("train", "--task", "addition", "--quick", "--model", ROOT / "data" / "pocket", "--out", tmp_path, "--device", "cpu",
+        "--practice-questions", 1000, "--student-epochs", 8, "--direct-epochs", 2)
+    metrics = read(tmp_path / "record.json")["metrics"]
+    assert metrics["after"]["mean"] > metrics["before"]["mean"] + 5
+    assert metrics["teacher"]["mean"] > 5
