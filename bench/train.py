@@ -14,6 +14,7 @@ with and without torch.compile instead.
 
 from __future__ import annotations
 
+import os
 import random
 import shlex
 import statistics
@@ -75,8 +76,10 @@ def batch(config: T5Config, size: int, device: torch.device | str = "cpu") -> tu
 
 def pair(model: T5, tokenizer, device: torch.device) -> tuple[T5, Any]:
     """The model and transformers' model of the same weights. Raises ValueError where their losses differ (in fp32)."""
-    from transformers import T5ForConditionalGeneration, logging
+    from transformers.utils import logging
+    from transformers import T5ForConditionalGeneration
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         save(model, tokenizer, folder)
         other = T5ForConditionalGeneration.from_pretrained(folder).to(device).eval()
@@ -208,24 +211,38 @@ def parse() -> Any:
     return arguments
 
 
-def main() -> None:
-    arguments = parse()
-    fast = isinstance(autocast(arguments.device), torch.autocast)  # bf16 units
-    version = None
-    if not arguments.compile:
-        try:
-            from transformers import __version__ as version
-        except ImportError:
-            raise ValueError("this compares with Hugging Face transformers, which is not installed: pip install transformers") from None
-    print(f"{'':46} {'compiled' if arguments.compile else 'minicd':>9} {'plain' if arguments.compile else 'transformers':>13}  ratio")
-    results = []
-    for precision in ["fp32", "bf16"] if fast else ["fp32"]:
+def transformers_version() -> str:
+    try:
+        from transformers import __version__
+    except ImportError:
+        raise ValueError("this compares with Hugging Face transformers, which is not installed: pip install transformers") from None
+    return __version__
+
+
+def measure(arguments) -> list[dict[str, Any]]:
+    """All rows: every precision that is fast here, every shape."""
+    bf16, results = isinstance(autocast(arguments.device), torch.autocast), []
+    for precision in ["fp32", "bf16"] if bf16 else ["fp32"]:
         for name in arguments.shape or SHAPES:
             results += (compiled if arguments.compile else compare)(name, SHAPES[name], precision, arguments)
         if not arguments.compile and (arguments.model or BASE.exists()):
             results.append(scratchpads(precision, arguments))
-    command = " ".join(["python -m bench.train", *map(shlex.quote, sys.argv[1:])])
-    atomic_json(Path(arguments.out), {"task": "bench", "scale": "train", "command": command, "commit": COMMIT})
+    return results
+
+
+def main() -> None:
+    arguments = parse()
+    version = None if arguments.compile else transformers_version()
+    load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # other work on the machine
+    print(f"{'':46} " + ("compiled         plain" if arguments.compile else "  minicd  transformers") + "  ratio")
+    record = {"task": "bench", "scale": Path(arguments.out).stem.removeprefix("bench-"),
+              "command": " ".join(["python -m bench.train", *map(shlex.quote, sys.argv[1:])]), "commit": COMMIT,
+              "hardware": hardware(arguments.device), "torch": torch.__version__, "transformers": version,
+              "threads": torch.get_num_threads(), "load_average": load_average,
+              "settings": {"temperature": arguments.temperature, "rounds": arguments.rounds, "prompt_tokens": PROMPT,
+                           "answer_tokens": ANSWER, "shapes": {name: asdict(shape) for name, shape in SHAPES.items()}},
+              "results": measure(arguments)}
+    atomic_json(Path(arguments.out), record)
 
 
 if __name__ == "__main__":

@@ -79,11 +79,11 @@ def practice_chunk(teacher: nn.Module, tokenizer: TextTokenizer, context: Contex
     found = [context.extract(y) for y in completions]
     slices = [s and slice(*s.indices(len(y))) for y, s in zip(completions, found)]  # open and negative ends made plain
     kept = [i for i, s in enumerate(slices) if s is not None]
-    logits = score(teacher, [prompts[i] for i in kept], [completions[i][: slices[i].stop] for i in kept])
-    answer_logits = [z[slices[i]] for i, z in zip(kept, logits)]
+    logits = score(teacher, [prompts[i] for i in kept], [completions[i][: slices[i].stop] for i in kept],
+                   keep=[slices[i] for i in kept])
     answers = [completions[i][slices[i]] for i in kept]
     students = tokenizer.encode_all([context.student(inputs[i]) for i in kept])
-    return label(students, answers, answer_logits, tokenizer.eos_id, settings.label_samples, generator)
+    return label(students, answers, logits, tokenizer.eos_id, settings.label_samples, generator)
 
 
 def label(prompts: list[list[int]], answers: list[list[int]], logits: list[torch.Tensor], eos: int, samples: int,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import Iterator, Sequence
 
 import torch
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from .device import autocast
 
+LOGITS_AT_ONCE = 2**28  # most numbers that score() makes at a time: 1 GiB in fp32
 LOOK_EVERY = 8  # steps between looks at which rows have finished: each look waits for the device
 
 
@@ -29,7 +31,7 @@ def generate(model, prompts: Sequence[Sequence[int]], max_new_tokens: int, tempe
     results: list[list[int]] = [[]] * len(prompts)
     for rows in buckets(prompts, batch_size, progress):
         batch = pad([prompts[i] for i in rows], model.config.pad_token_id).to(device)
-        with autocast(device):
+        with evaluating(model), autocast(device):
             tokens = sample_batch(model, batch, max_new_tokens, stops, (temperature, top_k, top_p, generator))
         ended = torch.isin(tokens, stops)
         lengths = torch.where(ended.any(1), ended.int().argmax(1), tokens.shape[1])
@@ -77,18 +79,35 @@ def choose(logits: Tensor, temperature: float, top_k: int | None, top_p: float |
 
 
 @torch.no_grad()
-def score(model, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]],
-          batch_size: int = 512) -> list[Tensor]:
-    """Teacher-forced logits: for each answer [T, V] in fp32, row t predicting answer[t] from the prompt and answer[:t]."""
-    device = next(model.parameters()).device
+def score(model, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], batch_size: int = 512,
+          keep: Sequence[slice] | None = None) -> list[Tensor]:
+    """Teacher-forced logits: for each answer [T, V] in fp32, row t predicting answer[t] from the prompt and answer[:t].
+
+    `keep` has a slice for each answer: only those rows of its logits are returned.
+    """
+    device, pad_id = next(model.parameters()).device, model.config.pad_token_id
     results: list[Tensor] = [torch.empty(0)] * len(prompts)
-    for rows in buckets([[*p, *a] for p, a in zip(prompts, answers)], batch_size):
-        pad_id = model.config.pad_token_id
-        with autocast(device):
-            logits = model(pad([prompts[i] for i in rows], pad_id).to(device), pad([answers[i] for i in rows], pad_id).to(device))
-        for i, row in zip(rows, logits.float()):
-            results[i] = row[: len(answers[i])]
+    longest = max([1, *map(len, answers)])
+    batch_size = max(1, min(batch_size, LOGITS_AT_ONCE // (longest * model.config.vocab_size)))
+    for rows in buckets([[*p, *a] for p, a in zip(prompts, answers, strict=True)], batch_size):
+        inputs = pad([prompts[i] for i in rows], pad_id).to(device), pad([answers[i] for i in rows], pad_id).to(device)
+        with evaluating(model), autocast(device):
+            logits = model(*inputs)
+        for i, row in zip(rows, logits):
+            row = row[: len(answers[i])]
+            results[i] = (row[keep[i]] if keep else row).float().clone()  # a view would keep the whole batch in memory
     return results
+
+
+@contextmanager
+def evaluating(model):
+    """Dropout off inside, and as it was afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def buckets(sequences: Sequence[Sequence[int]], batch_size: int, progress: str = "") -> Iterator[list[int]]:
@@ -111,7 +130,7 @@ def check(prompts, max_new_tokens: int, temperature: float, top_k: int | None, t
     empty = [i for i, prompt in enumerate(prompts) if len(prompt) == 0]
     if empty:
         raise ValueError(f"prompt {empty[0]} is empty")
-    if max_new_tokens < 1 or temperature < 0 or (top_k is not None and top_k < 1):
+    if max_new_tokens < 1 or not temperature >= 0 or (top_k is not None and top_k < 1):
         raise ValueError("max_new_tokens and top_k must be at least 1, temperature at least 0")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p must lie in (0, 1], not {top_p}")
