@@ -57,10 +57,16 @@ class RunFolder:
             except OSError as error:
                 raise ValueError(f"cannot write to {self.path}: {error.strerror}") from None
 
+    def notes(self, file: str) -> dict[str, Any]:
+        path = self.path / f"{file}.json"
+        return read_json(path) if path.exists() else {}
+
+    def note(self, file: str, key: str, value: Any) -> None:
+        atomic_json(self.path / f"{file}.json", {**self.notes(file), key: value})
+
     @property
     def minutes(self) -> dict[str, float]:
-        file = self.path / "minutes.json"
-        return read_json(file) if file.exists() else {}
+        return self.notes("minutes")
 
     @contextmanager
     def timed(self, stage: str):
@@ -69,9 +75,7 @@ class RunFolder:
         try:
             yield
         finally:
-            minutes = self.minutes
-            minutes[stage] = minutes.get(stage, 0.0) + (time.monotonic() - start) / 60
-            atomic_json(self.path / "minutes.json", minutes)
+            self.note("minutes", stage, self.minutes.get(stage, 0.0) + (time.monotonic() - start) / 60)
 
     def borrow(self, other: Path, names: list[str]) -> None:
         """Copy finished stages from another run. Raises ValueError where they are not there."""

@@ -21,6 +21,8 @@ def addition_table(record: dict) -> str:
         if name in metrics:
             lines.append(f"| {title} | {spread(metrics[name])} | {record['paper'].get(name, '')} |")
     lines.append(f"| tokens at inference, teacher ÷ student | {spread(metrics['token_ratio'])} | {record['paper']['token_ratio']} |")
+    lines += ["", f"Of the teacher's practice answers {spread(metrics['practice_true'])} % are true; "
+              f"{spread(metrics['practice_dropped'])} % of the questions were dropped, since no answer could be extracted."]
     lines += ["", *breakdown("digits", record["by_digits"]), "", *breakdown("longest carry run", record["by_carry_run"])]
     return "\n".join(lines)
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from ..checkpoint import load
 from ..distill import Context, PracticeSettings, distill, practice
-from ..experiment import RunFolder, option, record, write_record
+from ..experiment import RunFolder, option, read_json, record, write_record
 from ..labels import Examples
 from ..losses import LOSSES
 from ..metrics import exact_match
@@ -86,7 +86,7 @@ class AdditionSettings:
     teacher_epochs: int = option(80, "passes of the teacher over its scratchpads")
     teacher_lr: float = option(1.5e-3, "learning rate of the teacher and of the baselines")
     teacher_batch: int = option(32, "batch size of the teacher and of the baselines")
-    direct_epochs: int = option(80, "passes of the baselines over the direct answers")
+    direct_epochs: int = option(100, "passes of the baselines over their data")
     dropout: float = option(0.1, "dropout of the teacher and of the baselines, whose data are few")
     floor: float = option(50.0, "stop where the teacher solves fewer validation questions than this (percent)", free=True)
     practice_questions: int = option(60_000, "unlabelled questions that the teacher answers")
@@ -110,8 +110,8 @@ class AdditionSettings:
 PAPER_SCALE = dict(scale="paper", scratchpad="nye", train_questions=499, teacher_epochs=1000, teacher_lr=3e-4, teacher_batch=8,
                    direct_epochs=1000, practice_questions=10_000, student_epochs=1, student_lr=3e-4, student_batch=8,
                    warmup=0.0, decay=0.0, clip=0.0, optimiser="adamw")
-QUICK = dict(max_digits=3, train_questions=200, teacher_epochs=20, direct_epochs=20, practice_questions=2000, student_epochs=10,
-             student_batch=64, test_questions=200, floor=5.0)
+QUICK = dict(max_digits=3, teacher_epochs=30, direct_epochs=15, practice_questions=3000, student_epochs=10.0, student_batch=64,
+             test_questions=500, floor=5.0)
 
 
 class AdditionRun:
@@ -144,8 +144,9 @@ class AdditionRun:
 
     def supervised(self, start: nn.Module, examples: Examples, epochs: float, name: str, progress: Path) -> nn.Module:
         model, settings = deepcopy(start), self.fit_settings("teacher")
-        fit(model, Epochs(examples, settings.batch_size, epochs, self.seed), settings, seed=self.seed, name=name,
-            checkpoint=progress, save_every=self.settings.save_every)
+        history = fit(model, Epochs(examples, settings.batch_size, epochs, self.seed), settings, seed=self.seed, name=name,
+                      checkpoint=progress, save_every=self.settings.save_every)
+        self.folder.note("losses", name, history)
         return model
 
     def check_teacher(self, teacher: nn.Module) -> None:
@@ -174,10 +175,17 @@ class AdditionRun:
         """The teacher's own weights, fine-tuned to answer at once."""
         def make(progress: Path) -> nn.Module:
             model = deepcopy(teacher)
-            distill(model, items, self.fit_settings("student", loss), epochs=self.settings.student_epochs, seed=self.seed,
-                    checkpoint=progress, save_every=self.settings.save_every, name=name)
+            history = distill(model, items, self.fit_settings("student", loss), epochs=self.settings.student_epochs,
+                              seed=self.seed, checkpoint=progress, save_every=self.settings.save_every, name=name)
+            self.folder.note("losses", name, history)
             return model
         return self.folder.model(name, make, self.tokenizer, self.device)
+
+    def practice_figures(self, items: Examples) -> dict[str, float]:
+        """How many practice questions were dropped for want of an answer, and how many of the teacher's answers are true (percent)."""
+        asked, truth = self.settings.practice_questions, self.true_answers(items)
+        true = sum(items.answers[i] == truth.answers[i] for i in range(len(items)))
+        return {"practice_dropped": 100 * (asked - len(items)) / asked, "practice_true": 100 * true / len(items)}
 
     def true_answers(self, items: Examples) -> Examples:
         """The student's questions with true answers in place of the teacher's: the upper bound."""
@@ -190,7 +198,7 @@ class AdditionRun:
         direct, s = direct_examples(self.train, self.tokenizer), self.settings
         both = Examples.join([scratchpad_examples(self.train, self.tokenizer, s.scratchpad), direct])
         stages = {"scratchpad_then_direct": (teacher, direct, s.direct_epochs),
-                  "scratchpad_and_direct": (self.base, both, s.teacher_epochs)}
+                  "scratchpad_and_direct": (self.base, both, s.direct_epochs)}
         return {name: self.folder.model(name, lambda progress: self.supervised(start, data, epochs, name, progress),
                                         self.tokenizer, self.device)
                 for name, (start, data, epochs) in stages.items()}
@@ -211,7 +219,10 @@ class AdditionRun:
         if until == "teacher":
             return None
         items = self.practice(teacher)
+        figures = self.folder.value("practice_figures", lambda: self.practice_figures(items))
         print(show_example(self.context, self.tokenizer, teacher, items, self.max_scratchpad))
+        print(f"practice set: {len(items)} questions, {figures['practice_dropped']:.2f} % dropped without an answer, "
+              f"{figures['practice_true']:.2f} % of the answers true\n")
         if until == "practice":
             return None
         models = {"teacher": teacher, "before": teacher, "after": self.student(teacher, items, self.settings.loss)}
@@ -255,16 +266,14 @@ SCALES = {"pocket": {}, "paper": PAPER_SCALE}
 def train(settings: AdditionSettings, seeds: list[int], out: Path, device: torch.device, publish: bool = False) -> None:
     """`train.py --task addition`: every seed's stages, then the table and the record."""
     print("\n".join(["Settings", *(f"  {name:20} {value}" for name, value in asdict(settings).items())]))
-    scores, minutes = [], []
-    for seed in seeds:
-        folder = RunFolder(seed_folder(out, seed), settings)
+    scores, folders = [], [RunFolder(seed_folder(out, seed), settings) for seed in seeds]
+    for seed, folder in zip(seeds, folders):
         print(f"\nSeed {seed}, {folder.path}")
         scores.append(AdditionRun(settings, seed, folder, device).run())
-        minutes.append(folder.minutes)
     if None in scores:
         print(f"stopped after the stage {settings.until}, as asked")
         return
-    result = make_record(settings, seeds, scores, minutes, device)
+    result = make_record(settings, seeds, scores, folders, device)
     write_record(result, out, publish)
     print(f"\n{addition_table(result)}\n\n{minutes_line(result)}\nModels, practice set and record.json: {out}")
 
@@ -274,15 +283,20 @@ def seed_folder(out: Path, seed: int) -> Path:
     return out if seed == 0 else out / f"seed-{seed}"
 
 
-def make_record(settings: AdditionSettings, seeds: list[int], scores: list[dict], minutes: list[dict], device) -> dict:
+def make_record(settings: AdditionSettings, seeds: list[int], scores: list[dict], folders: list[RunFolder], device) -> dict:
     """Scores of all seeds → the JSON record; by digits and by carry run, the mean over the seeds."""
     def mean(name: str, part: str) -> dict[str, float]:
         return {key: round(float(np.mean([s[name][part][key] for s in scores])), 2) for key in scores[0][name][part]}
     names = list(scores[0])
     metrics = {name: [s[name]["accuracy"] for s in scores] for name in names}
     metrics["token_ratio"] = [s["teacher"]["tokens"] / s["after"]["tokens"] for s in scores]
+    figures = [read_json(folder.path / "practice_figures.json") for folder in folders]
+    metrics |= {name: [f[name] for f in figures] for name in figures[0]}
+    losses = [read_json(folder.path / "losses.json") for folder in folders]
+    final = {name: [round(seed[name][-1], 5) for seed in losses if name in seed] for name in losses[0]}
     breakdown = {part: {name: mean(name, part) for name in names} for part in ("by_digits", "by_carry_run")}
-    return record("addition", settings.scale, device, seeds, settings, minutes, metrics, paper=PAPER, **breakdown)
+    return record("addition", settings.scale, device, seeds, settings, [folder.minutes for folder in folders], metrics,
+                  paper=PAPER, final_losses=final, **breakdown)
 
 
 def ask(model: nn.Module, tokenizer: TextTokenizer, question: str, step_by_step: bool, max_new_tokens: int) -> str:
