@@ -16,7 +16,7 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--task", help=f"the experiment: {', '.join(TASKS)}; with --help, its settings too")
     parser.add_argument("--out", type=Path, help="run folder (default: runs/TASK); a rerun resumes what it finds there")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a run for each; several are reported with mean and spread")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a run for each; several give mean and spread")
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (default): cuda where there is one")
     parser.add_argument("--quick", action="store_true", help="the same stages in about a minute, on a smaller problem")
     parser.add_argument("--publish", action="store_true", help="also write the record into results/, from which README is made")

@@ -1,17 +1,14 @@
 """How many labelled scratchpads does the teacher need? Its validation accuracy at several budgets, as a record and a plot.
 
-    python bench/labelled.py --seeds 0 1 2          # writes results/addition-labelled.json and .png (the plot needs matplotlib)
+    python -m bench.labelled --seeds 0 1 2          # writes results/addition-labelled.json and .png (the plot needs matplotlib)
 
 Every budget gets the same number of optimiser steps as train.py's default. A rerun resumes.
 """
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from minicd.commands import Parser, guarded
 from minicd.device import pick_device
@@ -22,7 +19,7 @@ from minicd.tasks.addition import AdditionRun, AdditionSettings
 
 def main() -> None:
     parser = Parser(__doc__.splitlines()[0])
-    parser.add_argument("--budgets", type=int, nargs="+", default=[500, 1000, 2000, 5000], help="labelled questions")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[250, 499, 1000, 2000, 5000], help="labelled questions")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path("runs/labelled"), help="run folder")

@@ -1,34 +1,31 @@
-"""Training and labelling speed: minicd against Hugging Face transformers' T5 with the same weights on the same batches.
+"""Training and labelling speed: minicd against Hugging Face transformers' T5, same weights and same batches.
 
     pip install transformers                         # needed by this benchmark only
     OMP_NUM_THREADS=1 python -m bench.train          # from the repository's root; about 5 minutes on a free CPU core
-    python -m bench.train --device cuda
-    OMP_NUM_THREADS=1 python -m bench.train --compile --out results/bench-compile.json   # needs no transformers
+    OMP_NUM_THREADS=1 python -m bench.train --compile --out results/bench-compile.json   # without transformers
 
-Prints a table, writes results/bench-train.json. Both sides take turns in one process; a figure is the median over the
-rounds, after one untimed turn each. Before that both must compute the same loss, and the record has the share of greedy
-completions that were the same. Random weights never stop by themselves, so both write a fixed number of tokens; the rows
-"pocket scratchpads" are a trained model with the stop rule on. --compile is minicd's training step under torch.compile.
+Both sides take turns in one process; a figure is the median over the rounds, after one untimed turn each. They must first
+compute the same loss, and the record has the share of equal greedy completions. Random weights never stop by themselves,
+so both write a fixed number of tokens; the rows "pocket scratchpads" are a trained model with the stop rule on.
 """
 
 from __future__ import annotations
 
-import os
 import random
 import shlex
 import statistics
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace as Shape
 from typing import Any, Callable
 from unittest import mock
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minicd import sampling
@@ -47,44 +44,35 @@ PROMPT, ANSWER = 21, 10  # tokens of an example
 BASE = ROOT / "data" / "pocket"
 
 
-@dataclass
-class Shape:
-    """A model, and how much work one turn is."""
-
-    config: T5Config
-    batch: int  # examples in a training step
-    steps: int  # training steps a turn
-    prompts: int  # questions labelled at a time
-    new_tokens: int  # written for each
-
-
+# A model and one turn's work: training steps and their batch; questions labelled at a time and tokens written for each.
 SMALL = T5Config(vocab_size=32128, d_model=512, d_kv=64, d_ff=1024, num_heads=6, num_layers=8, dropout_rate=0.0,
                  feed_forward_proj="gated-gelu", tie_word_embeddings=False)
-SHAPES = {"pocket": Shape(pocket_config(104), batch=128, steps=20, prompts=512, new_tokens=75),
-          "T5-small v1.1": Shape(SMALL, batch=16, steps=2, prompts=64, new_tokens=20)}
+SHAPES = {"pocket": Shape(config=pocket_config(104), batch=128, steps=10, prompts=512, new_tokens=75),
+          "T5-small v1.1": Shape(config=SMALL, batch=16, steps=2, prompts=64, new_tokens=20)}
 
 
 def batch(config: T5Config, size: int, device: torch.device | str = "cpu") -> tuple[Tensor, LabelBatch]:
     """Random prompts [size, PROMPT] and hard labels of random answers [size, ANSWER]."""
     generator = torch.Generator().manual_seed(0)
-    prompts = torch.randint(3, config.vocab_size, (size, PROMPT), generator=generator)
-    answers = torch.randint(3, config.vocab_size, (size, ANSWER), generator=generator)
+    prompts, answers = torch.randint(3, config.vocab_size, (size, PROMPT + ANSWER), generator=generator).split([PROMPT, ANSWER], 1)
     labels = LabelBatch(answers, answers[..., None], torch.ones(size, ANSWER, 1), torch.ones(size, ANSWER, dtype=torch.bool))
     return prompts.to(device), labels.to(device)
 
 
 def pair(model: T5, tokenizer, device: torch.device) -> tuple[T5, Any]:
     """The model and transformers' model of the same weights. Raises ValueError where their losses differ (in fp32)."""
-    from transformers import T5ForConditionalGeneration
-    from transformers.utils import logging
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    try:
+        from transformers import T5ForConditionalGeneration, utils
+    except ImportError:
+        raise ValueError("this compares with Hugging Face transformers, which is missing: pip install transformers") from None
+    utils.logging.set_verbosity_error()
+    utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         save(model, tokenizer, folder)
         other = T5ForConditionalGeneration.from_pretrained(folder).to(device).eval()
-    model, (prompts, labels) = model.to(device).eval(), batch(model.config, 4, device)
+    prompts, labels = batch(model.to(device).eval().config, 4, device)
     with torch.no_grad():
-        ours = F.cross_entropy(model(prompts, labels.tokens).flatten(0, 1), labels.tokens.flatten()).item()
+        ours = torch.nn.functional.cross_entropy(model(prompts, labels.tokens).flatten(0, 1), labels.tokens.flatten()).item()
         theirs = other(input_ids=prompts, attention_mask=torch.ones_like(prompts), labels=labels.tokens).loss.item()
     if not abs(ours - theirs) < 1e-3:
         raise ValueError(f"these are two different models: loss {ours:.5f} in minicd, {theirs:.5f} in transformers")
@@ -125,30 +113,27 @@ def their_labels(model, stop: int | None, prompts: list, tokens: int, temperatur
     return [row[: row.index(stop)] if stop in row else row for row in out[:, 1:].tolist()]
 
 
-def timed(side: Callable, device: torch.device) -> tuple[float, Any]:
-    """Seconds, and what it returned."""
-    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
-    wait()
-    start = time.perf_counter()
-    value = side()
-    wait()
-    return time.perf_counter() - start, value
+def now(arguments) -> float:
+    if arguments.device.type == "cuda":
+        torch.cuda.synchronize(arguments.device)
+    return time.process_time() if arguments.cpu_time else time.perf_counter()
 
 
 def turns(what: str, work: int, sides: dict[str, Callable], arguments) -> dict[str, Any]:
     """Time two sides in turn: work per second in every round, medians, the first's median ÷ the second's."""
-    a, b = sides
-    first = {name: timed(side, arguments.device) for name, side in sides.items()}
-    rates: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(arguments.rounds):
+    (a, b), values, seconds = sides, {}, {name: [] for name in sides}
+    for _ in range(arguments.rounds + 1):
         for name, side in sides.items():
-            rates[name].append(round(work / timed(side, arguments.device)[0], 1))
-    median = {name: statistics.median(values) for name, values in rates.items()}
+            start = now(arguments)
+            values[name] = side()
+            seconds[name].append(now(arguments) - start)
+    rates = {name: [round(work / s, 1) for s in times[1:]] for name, times in seconds.items()}
+    median = {name: statistics.median(rates[name]) for name in sides}
     result = {"what": what, "median": median, "ratio": round(median[a] / median[b], 2), "rounds": rates,
-              "first_turn_seconds": {name: round(seconds, 2) for name, (seconds, _) in first.items()}}
-    if first[a][1]:  # completions
-        result["same_completions"] = round(statistics.mean(map(list.__eq__, first[a][1], first[b][1])), 3)
-    print(f"{what:46} {median[a]:9.1f} {median[b]:13.1f} {result['ratio']:6.2f} {first[a][0]:9.1f} s", flush=True)
+              "first_turn_seconds": {name: round(times[0], 2) for name, times in seconds.items()}}
+    if values[a]:  # completions
+        result["same_completions"] = round(statistics.mean(map(list.__eq__, values[a], values[b])), 3)
+    print(f"{what:46} {median[a]:9.1f} {median[b]:13.1f} {result['ratio']:6.2f} {seconds[a][0]:9.1f} s", flush=True)
     return result
 
 
@@ -167,9 +152,8 @@ def compare(name: str, shape: Shape, precision: str, arguments) -> list[dict[str
 def scratchpads(precision: str, arguments) -> list[dict[str, Any]]:
     """Labelling by a trained model that stops: a teacher adds, or the base works its made-up operations out."""
     model, tokenizer = load(arguments.model or BASE, arguments.device)
-    texts = [operation(rng, rng.randint(1, 8))[0] for rng in map(random.Random, range(512))]
-    if arguments.model:
-        texts = [teacher_template(q) for q in draw_questions(512, 8, "test", np.random.default_rng(0))]
+    texts = ([teacher_template(q) for q in draw_questions(512, 8, "test", np.random.default_rng(0))] if arguments.model else
+             [operation(rng, rng.randint(1, 8))[0] for rng in map(random.Random, range(512))])
     ours, theirs = pair(model, tokenizer, arguments.device)
     how = tokenizer.encode_all(texts), 90, arguments.temperature, precision
     sides = {"minicd": partial(our_labels, ours, *how), "transformers": partial(their_labels, theirs, tokenizer.eos_id, *how)}
@@ -185,23 +169,13 @@ def compiled(name: str, shape: Shape, precision: str, arguments) -> list[dict[st
     return [turns(f"{name}, {precision}: examples trained/s", shape.batch * shape.steps, sides, arguments)]
 
 
-def measure(arguments) -> list[dict[str, Any]]:
-    """All rows: each precision that is fast here, each shape."""
-    bf16, results = isinstance(autocast(arguments.device), torch.autocast), []
-    for precision in arguments.precision or (["fp32", "bf16"] if bf16 else ["fp32"]):
-        for name in arguments.shape or SHAPES:
-            results += (compiled if arguments.compile else compare)(name, SHAPES[name], precision, arguments)
-        if not arguments.compile and (arguments.model or BASE.exists()):
-            results += scratchpads(precision, arguments)
-    return results
-
-
 def parse() -> Any:
     parser = Parser("Training and labelling speed against Hugging Face transformers.")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], action="append", help="only this one")
-    parser.add_argument("--shape", choices=list(SHAPES), action="append", help="only this one")
+    for flag, choices in (("--precision", ["fp32", "bf16"]), ("--shape", list(SHAPES))):
+        parser.add_argument(flag, choices=choices, action="append", help="only this one")
     parser.add_argument("--rounds", type=int, default=5, help="timed turns of each side")
+    parser.add_argument("--cpu-time", action="store_true", help="count processor seconds: for a machine busy with other work")
     parser.add_argument("--temperature", type=float, default=0.0, help="of the labelling; 0: greedy")
     parser.add_argument("--model", help="a trained teacher's folder, for the scratchpad rows (default: data/pocket, if there)")
     parser.add_argument("--compile", action="store_true", help="minicd's training step with and without torch.compile instead")
@@ -211,23 +185,24 @@ def parse() -> Any:
     return arguments
 
 
-def version(arguments) -> str | None:
-    try:
-        return None if arguments.compile else __import__("transformers").__version__
-    except ImportError:
-        raise ValueError("this compares with Hugging Face transformers, which is missing: pip install transformers") from None
-
-
 def main() -> None:
     arguments = parse()
-    record = {"task": "bench", "scale": arguments.out.stem.removeprefix("bench-"), "commit": COMMIT,
-              "command": " ".join(["python -m bench.train", *map(shlex.quote, sys.argv[1:])]),
-              "hardware": hardware(arguments.device), "threads": torch.get_num_threads(), "load_average": os.getloadavg()[0],
-              "torch": torch.__version__, "transformers": version(arguments),
-              "settings": {"temperature": arguments.temperature, "rounds": arguments.rounds, "prompt_tokens": PROMPT,
-                           "answer_tokens": ANSWER, "shapes": {name: asdict(shape) for name, shape in SHAPES.items()}}}
+    bf16 = isinstance(autocast(arguments.device), torch.autocast)  # this processor has bf16 units
+    names, results = arguments.shape or list(SHAPES), []
     print(f"{'':46} " + ("compiled         plain" if arguments.compile else "  minicd  transformers") + "  ratio  first turn")
-    atomic_json(arguments.out, {**record, "results": measure(arguments)})
+    for precision in arguments.precision or (["fp32", "bf16"] if bf16 else ["fp32"]):
+        for name in names:
+            results += (compiled if arguments.compile else compare)(name, SHAPES[name], precision, arguments)
+        if not arguments.compile and "pocket" in names and (arguments.model or BASE.exists()):
+            results += scratchpads(precision, arguments)
+    versions = {"torch": torch.__version__, "transformers": getattr(sys.modules.get("transformers"), "__version__", None)}
+    settings = {key: getattr(arguments, key) for key in ("rounds", "temperature", "cpu_time", "model")}
+    settings |= {"prompt_tokens": PROMPT, "answer_tokens": ANSWER,
+                 "shapes": {name: {**vars(SHAPES[name]), "config": asdict(SHAPES[name].config)} for name in names}}
+    atomic_json(arguments.out, {
+        "task": "bench", "scale": arguments.out.stem.removeprefix("bench-"), "commit": COMMIT,
+        "command": " ".join(["python -m bench.train", *map(shlex.quote, sys.argv[1:])]), "hardware": hardware(arguments.device),
+        "threads": torch.get_num_threads(), **versions, "settings": settings, "results": results})
 
 
 if __name__ == "__main__":

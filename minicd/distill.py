@@ -88,7 +88,10 @@ def practice_chunk(teacher: nn.Module, tokenizer: TextTokenizer, context: Contex
 
 def label(prompts: list[list[int]], answers: list[list[int]], logits: list[torch.Tensor], eos: int, samples: int,
           generator: torch.Generator) -> Examples:
-    """Soft labels for every token of every answer, and a hard one for the stop token that f cut off: the student must learn to stop."""
+    """Soft labels for every token of every answer, and a hard one for the stop token that f cut off.
+
+    Without it the student would not learn to stop.
+    """
     if not answers:
         return Examples.hard([], [])
     soft = SoftLabels.sample(torch.cat(logits), samples, generator)

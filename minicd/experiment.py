@@ -116,12 +116,21 @@ def commit() -> str:
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", "minicd", "train.py", "data") else "")
+        changed = git("status", "--porcelain", "--", "minicd", "train.py", "data")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except OSError:
         return ""
 
 
 COMMIT = commit()  # when the program started: the files may change while it runs
+
+
+def command_line() -> str:
+    """The command that runs this program from the repository's root."""
+    program = Path(sys.argv[0]).resolve()
+    program = program.relative_to(ROOT) if program.is_relative_to(ROOT) else Path(program.name)
+    name = [str(program)] if len(program.parts) == 1 else ["-m", ".".join(program.with_suffix("").parts)]
+    return " ".join(["python", *map(shlex.quote, [*name, *sys.argv[1:]])])
 
 
 def spread(values: list[float]) -> dict[str, Any]:
@@ -136,8 +145,7 @@ def record(task: str, scale: str, device: torch.device, seeds: list[int], settin
     """What a run reports: command, commit, hardware, minutes by stage and seed, metrics by seed with their spread."""
     stages = list(dict.fromkeys(stage for seed in minutes for stage in seed))
     by_stage = {stage: [round(seed.get(stage, 0.0), 2) for seed in minutes] for stage in stages}
-    command = " ".join(["python", *map(shlex.quote, [Path(sys.argv[0]).name, *sys.argv[1:]])])
-    return {"task": task, "scale": scale, "command": command, "commit": COMMIT, "hardware": hardware(device),
+    return {"task": task, "scale": scale, "command": command_line(), "commit": COMMIT, "hardware": hardware(device),
             "torch": torch.__version__, "seeds": seeds,
             "minutes": {"total": [round(sum(seed.values()), 2) for seed in minutes], **by_stage},
             "settings": dataclasses.asdict(settings), "metrics": {k: spread(v) for k, v in metrics.items()}, **more}

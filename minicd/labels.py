@@ -73,7 +73,7 @@ class LabelBatch:
 
 @dataclass
 class SoftLabels:
-    """Sparse distributions over the vocabulary for M positions: row m of `ids` names tokens, `counts` how often each was drawn."""
+    """Sparse distributions over the vocabulary at M positions: row m of `ids` names tokens, `counts` their draws."""
 
     ids: Ragged
     counts: Tensor  # [entries] int32, aligned with ids.values

@@ -15,12 +15,13 @@ ROWS = {"teacher": "teacher, step by step", "before": "student before", "after":
 def addition_table(record: dict) -> str:
     """Table 3 beside the paper's, then accuracy by digits and by carry run, in Markdown."""
     seeds, metrics = len(record["seeds"]), record["metrics"]
-    lines = [f"Exact match on unseen additions of up to {record['settings']['max_digits']} digits, %, {seeds} seed{'s' * (seeds > 1)}, "
-             f"{record['scale']} scale", "", "| | minicd | paper |", "| --- | ---: | ---: |"]
+    lines = [f"Exact match on unseen additions of up to {record['settings']['max_digits']} digits, %, "
+             f"{seeds} seed{'s' * (seeds > 1)}, {record['scale']} scale", "", "| | minicd | paper |", "| --- | ---: | ---: |"]
     for name, title in ROWS.items():
         if name in metrics:
             lines.append(f"| {title} | {spread(metrics[name])} | {record['paper'].get(name, '')} |")
-    lines.append(f"| tokens at inference, teacher ÷ student | {spread(metrics['token_ratio'])} | {record['paper']['token_ratio']} |")
+    ratio = spread(metrics["token_ratio"]), record["paper"]["token_ratio"]
+    lines.append("| tokens at inference, teacher ÷ student | {} | {} |".format(*ratio))
     lines += ["", f"Of the teacher's practice answers {spread(metrics['practice_true'])} % are true; "
               f"{spread(metrics['practice_dropped'])} % of the questions were dropped, since no answer could be extracted."]
     lines += ["", *breakdown("digits", record["by_digits"]), "", *breakdown("longest carry run", record["by_carry_run"])]
@@ -59,11 +60,25 @@ def addition_section(results: Path, scale: str) -> str | None:
                         f"commit {record['commit']}, `{record['command']}`)."])
 
 
+def labelled_section(results: Path) -> str | None:
+    """Teacher accuracy by number of labelled scratchpads, from bench/labelled.py."""
+    path = results / "addition-labelled.json"
+    if not path.exists():
+        return None
+    record = load_record(path)
+    budgets = list(record["metrics"])
+    return "\n".join(["| labelled scratchpads | " + " | ".join(budgets) + " |", "| --- |" + " ---: |" * len(budgets),
+                      "| teacher, % of 500 validation questions | " + " | ".join(spread(record["metrics"][b]) for b in budgets) + " |",
+                      "", f"![Teacher accuracy by labelled scratchpads](results/{path.stem}.png)", "",
+                      f"({len(record['seeds'])} seeds, {record['hardware']}, commit {record['commit']}, `{record['command']}`.)"])
+
+
 def rebuild_readme(root: Path) -> list[str]:
     """Replace what stands between <!-- NAME --> and <!-- /NAME --> in README.md by the tables of results/; their names."""
     readme = root / "README.md"
     text, done = readme.read_text(), []
     sections = {f"addition-{scale}": addition_section(root / "results", scale) for scale in ("pocket", "paper")}
+    sections["labelled"] = labelled_section(root / "results")
     for name, section in sections.items():
         start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         if section and start in text and end in text:

@@ -98,7 +98,8 @@ class AdditionSettings:
     decay: float = option(0.3, "share of the steps, at the end, with a falling learning rate")
     clip: float = option(1.0, "largest gradient norm; 0: no clipping")
     optimiser: str = option("muon", "adamw (the paper's), or muon for the matrices inside the layers", choices=("adamw", "muon"))
-    loss: str = option("empirical", "the student's loss, a name in losses.py: empirical (the paper's soft labels), hard", choices=LOSSES)
+    loss: str = option("empirical", "the student's loss, by its name in losses.py: empirical (the paper's soft labels) or hard",
+                       choices=LOSSES)
     test_questions: int = option(10_000, "unseen questions for the table")
     all_rows: bool = option(False, "also train a student on hard labels and one on true answers (the upper bound)", free=True)
     reuse: str = option("", "take teacher and practice set from this finished run folder, to try another loss on them")
@@ -182,7 +183,7 @@ class AdditionRun:
         return self.folder.model(name, make, self.tokenizer, self.device)
 
     def practice_figures(self, items: Examples) -> dict[str, float]:
-        """How many practice questions were dropped for want of an answer, and how many of the teacher's answers are true (percent)."""
+        """Percent of the practice questions dropped for want of an answer, and of the teacher's answers that are true."""
         asked, truth = self.settings.practice_questions, self.true_answers(items)
         true = sum(items.answers[i] == truth.answers[i] for i in range(len(items)))
         return {"practice_dropped": 100 * (asked - len(items)) / asked, "practice_true": 100 * true / len(items)}
@@ -311,7 +312,7 @@ def ask(model: nn.Module, tokenizer: TextTokenizer, question: str, step_by_step:
 
 
 def test(model: nn.Module, tokenizer: TextTokenizer, arguments) -> None:
-    """`eval.py --task addition`: accuracy on the table's unseen questions; a practice set beside the model is checked not to hold them."""
+    """`eval.py --task addition`: accuracy on the table's unseen questions, none of which the model has practised."""
     questions = test_questions(arguments.questions, arguments.max_digits)
     assert_unseen(questions, Path(arguments.model).parent, tokenizer)
     score = evaluate(model, tokenizer, questions, arguments.step_by_step, arguments.max_new_tokens)

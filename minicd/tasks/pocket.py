@@ -2,8 +2,9 @@
 
 The text is list manipulation over random symbols, digits among them: copying, reversing, substituting, and made-up column
 operations worked out step by step. **No item adds numbers**: the made-up operations are random tables which differ from
-addition in every entry, answers that happen to be sums are drawn again, and a test scans the text for them. What the model brings to addition is therefore what a
-pretrained model would bring: how to copy, align, look up and keep a scratchpad, but not how to add.
+addition in every entry, answers that happen to be sums are drawn again, and a test scans the text for them. What the model
+brings to addition is therefore what a pretrained model would bring: how to copy, align, look up and keep a scratchpad, but
+not how to add.
 """
 
 from __future__ import annotations
