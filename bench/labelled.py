@@ -26,15 +26,16 @@ def main() -> None:
     arguments = parser.parse_args()
     device = pick_device(arguments.device)
     default = AdditionSettings()
-    metrics, minutes = {}, []
+    metrics, minutes, used = {}, {}, []
     for budget in arguments.budgets:
         epochs = max(1, round(default.teacher_epochs * default.train_questions / budget))
         settings = replace(default, train_questions=budget, teacher_epochs=epochs, until="teacher", floor=0.0)
-        folders = [RunFolder(arguments.out / str(budget) / f"seed-{seed}", settings) for seed in arguments.seeds]
+        folders = [RunFolder(arguments.out / str(budget) / f"seed-{seed}", settings, device) for seed in arguments.seeds]
         metrics[str(budget)] = [accuracy(settings, seed, folder, device) for seed, folder in zip(arguments.seeds, folders)]
-        minutes.append({str(budget): sum(sum(folder.minutes.values()) for folder in folders)})
+        minutes[str(budget)] = [round(sum(folder.notes("minutes").values()), 2) for folder in folders]
+        used += folders
         print(budget, spread(metrics[str(budget)]))
-    result = record("addition", "labelled", device, arguments.seeds, default, minutes, metrics)
+    result = record("addition", "labelled", arguments.seeds, default, used, metrics) | {"minutes": minutes}
     atomic_json(ROOT / "results" / "addition-labelled.json", result)
     plot(result, ROOT / "results" / "addition-labelled.png")
 

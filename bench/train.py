@@ -26,7 +26,6 @@ from unittest import mock
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from minicd import sampling
 from minicd.checkpoint import load, save
@@ -42,8 +41,6 @@ from minicd.training import FitSettings, Run
 
 PROMPT, ANSWER = 21, 10  # tokens of an example
 BASE = ROOT / "data" / "pocket"
-
-
 # A model and one turn's work: training steps and their batch; questions labelled at a time and tokens written for each.
 SMALL = T5Config(vocab_size=32128, d_model=512, d_kv=64, d_ff=1024, num_heads=6, num_layers=8, dropout_rate=0.0,
                  feed_forward_proj="gated-gelu", tie_word_embeddings=False)
@@ -51,10 +48,10 @@ SHAPES = {"pocket": Shape(config=pocket_config(104), batch=128, steps=10, prompt
           "T5-small v1.1": Shape(config=SMALL, batch=16, steps=2, prompts=64, new_tokens=20)}
 
 
-def batch(config: T5Config, size: int, device: torch.device | str = "cpu") -> tuple[Tensor, LabelBatch]:
+def batch(config: T5Config, size: int, device: torch.device | str = "cpu") -> tuple[torch.Tensor, LabelBatch]:
     """Random prompts [size, PROMPT] and hard labels of random answers [size, ANSWER]."""
     generator = torch.Generator().manual_seed(0)
-    prompts, answers = torch.randint(3, config.vocab_size, (size, PROMPT + ANSWER), generator=generator).split([PROMPT, ANSWER], 1)
+    prompts, answers = (torch.randint(3, config.vocab_size, (size, n), generator=generator) for n in (PROMPT, ANSWER))
     labels = LabelBatch(answers, answers[..., None], torch.ones(size, ANSWER, 1), torch.ones(size, ANSWER, dtype=torch.bool))
     return prompts.to(device), labels.to(device)
 
@@ -62,14 +59,14 @@ def batch(config: T5Config, size: int, device: torch.device | str = "cpu") -> tu
 def pair(model: T5, tokenizer, device: torch.device) -> tuple[T5, Any]:
     """The model and transformers' model of the same weights. Raises ValueError where their losses differ (in fp32)."""
     try:
-        from transformers import T5ForConditionalGeneration, utils
+        import transformers
     except ImportError:
         raise ValueError("this compares with Hugging Face transformers, which is missing: pip install transformers") from None
-    utils.logging.set_verbosity_error()
-    utils.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         save(model, tokenizer, folder)
-        other = T5ForConditionalGeneration.from_pretrained(folder).to(device).eval()
+        other = transformers.T5ForConditionalGeneration.from_pretrained(folder).to(device).eval()
     prompts, labels = batch(model.to(device).eval().config, 4, device)
     with torch.no_grad():
         ours = torch.nn.functional.cross_entropy(model(prompts, labels.tokens).flatten(0, 1), labels.tokens.flatten()).item()
@@ -113,27 +110,23 @@ def their_labels(model, stop: int | None, prompts: list, tokens: int, temperatur
     return [row[: row.index(stop)] if stop in row else row for row in out[:, 1:].tolist()]
 
 
-def now(arguments) -> float:
-    if arguments.device.type == "cuda":
-        torch.cuda.synchronize(arguments.device)
-    return time.process_time() if arguments.cpu_time else time.perf_counter()
-
-
-def turns(what: str, work: int, sides: dict[str, Callable], arguments) -> dict[str, Any]:
+def turns(what: str, work: int, arguments, **sides: Callable) -> dict[str, Any]:
     """Time two sides in turn: work per second in every round, medians, the first's median ÷ the second's."""
     (a, b), values, seconds = sides, {}, {name: [] for name in sides}
+    clock = time.process_time if arguments.cpu_time else time.perf_counter
+    wait = torch.cuda.synchronize if arguments.device.type == "cuda" else int
     for _ in range(arguments.rounds + 1):
         for name, side in sides.items():
-            start = now(arguments)
+            start = (wait(), clock())[1]
             values[name] = side()
-            seconds[name].append(now(arguments) - start)
+            seconds[name].append((wait(), clock())[1] - start)
     rates = {name: [round(work / s, 1) for s in times[1:]] for name, times in seconds.items()}
     median = {name: statistics.median(rates[name]) for name in sides}
-    result = {"what": what, "median": median, "ratio": round(median[a] / median[b], 2), "rounds": rates,
-              "first_turn_seconds": {name: round(times[0], 2) for name, times in seconds.items()}}
+    ratio, first = round(median[a] / median[b], 2), {name: round(times[0], 2) for name, times in seconds.items()}
+    result = {"what": what, "median": median, "ratio": ratio, "rounds": rates, "first_turn_seconds": first}
     if values[a]:  # completions
         result["same_completions"] = round(statistics.mean(map(list.__eq__, values[a], values[b])), 3)
-    print(f"{what:46} {median[a]:9.1f} {median[b]:13.1f} {result['ratio']:6.2f} {seconds[a][0]:9.1f} s", flush=True)
+    print(f"{what:46} {a} {median[a]:8.1f}  {b} {median[b]:8.1f}  ratio {ratio:.2f}  first turn {first[a]:.1f} s", flush=True)
     return result
 
 
@@ -142,11 +135,11 @@ def compare(name: str, shape: Shape, precision: str, arguments) -> list[dict[str
     ours, theirs = pair(initialise(T5(shape.config), 0), pocket_tokenizer(), arguments.device)
     ours.config = replace(ours.config, eos_token_id=shape.config.vocab_size)  # no such token: no row stops
     how = batch(shape.config, shape.prompts)[0].tolist(), shape.new_tokens, arguments.temperature, precision
-    sides = {"minicd": partial(our_labels, ours, *how), "transformers": partial(their_labels, theirs, None, *how)}
-    label = turns(f"{name}, {precision}: questions labelled/s", shape.prompts, sides, arguments)
+    label = turns(f"{name}, {precision}: questions labelled/s", shape.prompts, arguments,
+                  minicd=partial(our_labels, ours, *how), transformers=partial(their_labels, theirs, None, *how))
     how = batch(shape.config, shape.batch, arguments.device), shape.steps, precision
-    sides = {"minicd": our_updates(ours, *how), "transformers": their_updates(theirs, *how)}
-    return [label, turns(f"{name}, {precision}: examples trained/s", shape.batch * shape.steps, sides, arguments)]
+    return [label, turns(f"{name}, {precision}: examples trained/s", shape.batch * shape.steps, arguments,
+                         minicd=our_updates(ours, *how), transformers=their_updates(theirs, *how))]
 
 
 def scratchpads(precision: str, arguments) -> list[dict[str, Any]]:
@@ -156,17 +149,17 @@ def scratchpads(precision: str, arguments) -> list[dict[str, Any]]:
              [operation(rng, rng.randint(1, 8))[0] for rng in map(random.Random, range(512))])
     ours, theirs = pair(model, tokenizer, arguments.device)
     how = tokenizer.encode_all(texts), 90, arguments.temperature, precision
-    sides = {"minicd": partial(our_labels, ours, *how), "transformers": partial(their_labels, theirs, tokenizer.eos_id, *how)}
-    return [turns(f"pocket scratchpads, {precision}: labelled/s", len(texts), sides, arguments)]
+    return [turns(f"pocket scratchpads, {precision}: labelled/s", len(texts), arguments,
+                  minicd=partial(our_labels, ours, *how), transformers=partial(their_labels, theirs, tokenizer.eos_id, *how))]
 
 
 def compiled(name: str, shape: Shape, precision: str, arguments) -> list[dict[str, Any]]:
     """minicd's training step under torch.compile and as it is; the first turn is the start-up."""
-    models = {side: initialise(T5(shape.config), 0).to(arguments.device) for side in ("compiled", "plain")}
-    models["compiled"].compile()
     data = batch(shape.config, shape.batch, arguments.device)
-    sides = {side: our_updates(model, data, shape.steps, precision) for side, model in models.items()}
-    return [turns(f"{name}, {precision}: examples trained/s", shape.batch * shape.steps, sides, arguments)]
+    plain, fast = (initialise(T5(shape.config), 0).to(arguments.device) for _ in range(2))
+    fast.compile()
+    sides = {"compiled": our_updates(fast, data, shape.steps, precision), "plain": our_updates(plain, data, shape.steps, precision)}
+    return [turns(f"{name}, {precision}: examples trained/s", shape.batch * shape.steps, arguments, **sides)]
 
 
 def parse() -> Any:
@@ -187,22 +180,21 @@ def parse() -> Any:
 
 def main() -> None:
     arguments = parse()
-    bf16 = isinstance(autocast(arguments.device), torch.autocast)  # this processor has bf16 units
+    fast = ["bf16"] if isinstance(autocast(arguments.device), torch.autocast) else []
     names, results = arguments.shape or list(SHAPES), []
-    print(f"{'':46} " + ("compiled         plain" if arguments.compile else "  minicd  transformers") + "  ratio  first turn")
-    for precision in arguments.precision or (["fp32", "bf16"] if bf16 else ["fp32"]):
+    for precision in arguments.precision or ["fp32", *fast]:
         for name in names:
             results += (compiled if arguments.compile else compare)(name, SHAPES[name], precision, arguments)
         if not arguments.compile and "pocket" in names and (arguments.model or BASE.exists()):
             results += scratchpads(precision, arguments)
-    versions = {"torch": torch.__version__, "transformers": getattr(sys.modules.get("transformers"), "__version__", None)}
-    settings = {key: getattr(arguments, key) for key in ("rounds", "temperature", "cpu_time", "model")}
-    settings |= {"prompt_tokens": PROMPT, "answer_tokens": ANSWER,
-                 "shapes": {name: {**vars(SHAPES[name]), "config": asdict(SHAPES[name].config)} for name in names}}
+    settings = {"prompt_tokens": PROMPT, "answer_tokens": ANSWER,
+                **{key: getattr(arguments, key) for key in ("rounds", "temperature", "cpu_time", "model")}}
+    settings["shapes"] = {name: {**vars(SHAPES[name]), "config": asdict(SHAPES[name].config)} for name in names}
     atomic_json(arguments.out, {
         "task": "bench", "scale": arguments.out.stem.removeprefix("bench-"), "commit": COMMIT,
         "command": " ".join(["python -m bench.train", *map(shlex.quote, sys.argv[1:])]), "hardware": hardware(arguments.device),
-        "threads": torch.get_num_threads(), **versions, "settings": settings, "results": results})
+        "threads": torch.get_num_threads(), "torch": torch.__version__, "settings": settings, "results": results,
+        "transformers": None if arguments.compile else sys.modules["transformers"].__version__})
 
 
 if __name__ == "__main__":

@@ -33,8 +33,8 @@ def option(default: Any, help: str, choices: Iterable[str] | None = None, free: 
 class RunFolder:
     """The folder of one run: finished stages are loaded from it, an interrupted one goes on from its checkpoint."""
 
-    def __init__(self, path: Path, settings: Any):
-        self.path = Path(path)
+    def __init__(self, path: Path, settings: Any, device: torch.device):
+        self.path, self.hardware = Path(path), hardware(device)
         self.claim({field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)
                     if not field.metadata["free"]})
 
@@ -64,18 +64,15 @@ class RunFolder:
     def note(self, file: str, key: str, value: Any) -> None:
         atomic_json(self.path / f"{file}.json", {**self.notes(file), key: value})
 
-    @property
-    def minutes(self) -> dict[str, float]:
-        return self.notes("minutes")
-
     @contextmanager
     def timed(self, stage: str):
-        """Add the time spent inside to the stage's minutes, also when it is interrupted."""
+        """Add the time spent inside to the stage's minutes, also when it is interrupted; a kill loses the time of its stage."""
         start = time.monotonic()
         try:
             yield
         finally:
-            self.note("minutes", stage, self.minutes.get(stage, 0.0) + (time.monotonic() - start) / 60)
+            self.note("minutes", stage, self.notes("minutes").get(stage, 0.0) + (time.monotonic() - start) / 60)
+            self.note("hardware", stage, self.hardware)
 
     def borrow(self, other: Path, names: list[str]) -> None:
         """Copy finished stages from another run. Raises ValueError where they are not there."""
@@ -140,14 +137,15 @@ def spread(values: list[float]) -> dict[str, Any]:
             "std": round(statistics.stdev(values), 2) if len(values) > 1 else None}
 
 
-def record(task: str, scale: str, device: torch.device, seeds: list[int], settings: Any, minutes: list[dict[str, float]],
-           metrics: dict[str, list[float]], **more: Any) -> dict[str, Any]:
-    """What a run reports: command, commit, hardware, minutes by stage and seed, metrics by seed with their spread."""
-    stages = list(dict.fromkeys(stage for seed in minutes for stage in seed))
-    by_stage = {stage: [round(seed.get(stage, 0.0), 2) for seed in minutes] for stage in stages}
-    return {"task": task, "scale": scale, "command": command_line(), "commit": COMMIT, "hardware": hardware(device),
+def record(task: str, scale: str, seeds: list[int], settings: Any, folders: list[RunFolder], metrics: dict[str, list[float]],
+           **more: Any) -> dict[str, Any]:
+    """What runs report: command, commit, hardware, minutes by stage and seed, metrics by seed with their spread."""
+    minutes = [folder.notes("minutes") for folder in folders]
+    by_stage = {stage: [round(m.get(stage, 0.0), 2) for m in minutes] for stage in dict.fromkeys(s for m in minutes for s in m)}
+    machines = dict.fromkeys(machine for folder in folders for machine in folder.notes("hardware").values())
+    return {"task": task, "scale": scale, "command": command_line(), "commit": COMMIT, "hardware": "; ".join(machines),
             "torch": torch.__version__, "seeds": seeds,
-            "minutes": {"total": [round(sum(seed.values()), 2) for seed in minutes], **by_stage},
+            "minutes": {"total": [round(sum(m.values()), 2) for m in minutes], **by_stage},
             "settings": dataclasses.asdict(settings), "metrics": {k: spread(v) for k, v in metrics.items()}, **more}
 
 

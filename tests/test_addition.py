@@ -9,7 +9,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
+from minicd.experiment import RunFolder
 from minicd.labels import Examples
 from minicd.tasks import addition, addition_questions as text
 from minicd.tasks.pocket import pocket_tokenizer
@@ -326,12 +328,23 @@ def seed_scores(teacher: float, after: float, tokens: float) -> dict:
             "after": {"accuracy": after, "tokens": 10.0, "by_digits": {"1": 100.0, "2": after}, "by_carry_run": {"0": 2.0}}}
 
 
-def make(scores: list[dict]) -> dict:
-    settings, minutes = addition.AdditionSettings(), [{"teacher": 1.0, "practice": 0.5}] * len(scores)
-    return addition.make_record(settings, list(range(len(scores))), scores, minutes, SimpleNamespace(type="cpu"))
+@pytest.fixture
+def make(tmp_path):
+    """A function from the scores of some seeds to their record; the run folders hold what the stages note."""
+    def record(scores: list[dict]) -> dict:
+        settings, seeds = addition.AdditionSettings(), range(len(scores))
+        folders = [RunFolder(addition.seed_folder(tmp_path, seed), settings, torch.device("cpu")) for seed in seeds]
+        for folder in folders:
+            for file, value in {"minutes": {"teacher": 1.0, "practice": 0.5}, "losses": {"teacher": [2.0, 0.25]},
+                                "practice_figures": {"practice_true": 97.0, "practice_dropped": 1.0},
+                                "hardware": {"teacher": "a machine", "practice": "a machine"}}.items():
+                for key, entry in value.items():
+                    folder.note(file, key, entry)
+        return addition.make_record(settings, list(seeds), scores, folders)
+    return record
 
 
-def test_the_record_of_three_seeds():
+def test_the_record_of_three_seeds(make):
     record = json.loads(json.dumps(make([seed_scores(90, 10, 60), seed_scores(92, 20, 70), seed_scores(97, 60, 80)])))
     assert record["metrics"]["teacher"] == {"values": [90, 92, 97], "mean": 93.0, "std": 3.61}  # √((9 + 1 + 16) / 2)
     assert record["metrics"]["after"] == {"values": [10, 20, 60], "mean": 30.0, "std": 26.46}  # √((400 + 100 + 900) / 2)
@@ -341,10 +354,13 @@ def test_the_record_of_three_seeds():
     assert record["by_carry_run"] == {"teacher": {"0": 1.0}, "after": {"0": 2.0}}
     assert record["seeds"] == [0, 1, 2]
     assert record["minutes"] == {"total": [1.5] * 3, "teacher": [1.0] * 3, "practice": [0.5] * 3}
+    assert record["hardware"] == "a machine"
+    assert record["metrics"]["practice_true"] == {"values": [97.0] * 3, "mean": 97.0, "std": 0.0}
+    assert record["final_losses"] == {"teacher": [0.25] * 3}
     assert record["paper"]["teacher"] == 93 and record["paper"]["after"] == 95 and record["paper"]["token_ratio"] == 8.0
 
 
-def test_the_record_of_one_seed_has_no_spread():
+def test_the_record_of_one_seed_has_no_spread(make):
     assert make([seed_scores(90, 10, 60)])["metrics"]["teacher"] == {"values": [90], "mean": 90, "std": None}
 
 

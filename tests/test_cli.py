@@ -210,7 +210,7 @@ def bars(errors: str, name: str) -> list[str]:
 
 def test_kill_9_in_every_stage_changes_nothing(base, tmp_path):
     """Killed while it trains the teacher, practises, trains the student and a baseline: the same files as an unbroken run."""
-    settings = {"teacher_epochs": 25, "direct_epochs": 25, "practice_questions": 5000, "student_epochs": 1, "student_batch": 64,
+    settings = {"teacher_epochs": 15, "direct_epochs": 15, "practice_questions": 5000, "student_epochs": 1, "student_batch": 64,
                 "save_every": 0.0}
     unbroken, killed = flags(base, tmp_path / "unbroken", **settings), flags(base, tmp_path / "killed", **settings)
     reference = start("train.py", *unbroken)
@@ -227,7 +227,7 @@ def test_kill_9_in_every_stage_changes_nothing(base, tmp_path):
     _, errors = last.communicate(timeout=200)
     assert last.returncode == 0 and "Traceback" not in errors, errors
     first = bars(errors, "scratchpad_then_direct")[0]
-    assert re.search(r"[2-8]0/100 ", first), f"the killed stage began anew: {first}"
+    assert re.search(r"[24]0/60 ", first), f"the killed stage began anew: {first}"
     assert not bars(errors, "teacher") and not bars(errors, "practice 5000/5000") and not bars(errors, "student")
 
     reference.communicate(timeout=200)
@@ -425,11 +425,13 @@ def test_the_pocket_base_makes_itself(tmp_path, cli, capsys):
 
 
 def test_quick_from_the_pocket_base(tmp_path, cli):
-    """The README's first command in a minute: practice makes the student better than the teacher that answers at once."""
+    """The README's first command, cut down: practice makes the student better than the teacher that is asked to answer at once."""
     if not (ROOT / "data" / "pocket" / "model.safetensors").exists():
         pytest.skip("data/pocket holds no checkpoint; `python train.py --task pocket --publish` makes it")
     cli("train", "--task", "addition", "--quick", "--model", ROOT / "data" / "pocket", "--out", tmp_path, "--device", "cpu",
-        "--practice-questions", 1000, "--student-epochs", 8, "--direct-epochs", 2)
-    metrics = read(tmp_path / "record.json")["metrics"]
-    assert metrics["after"]["mean"] > metrics["before"]["mean"] + 5
-    assert metrics["teacher"]["mean"] > 5
+        "--train-questions", 600, "--teacher-epochs", 10, "--teacher-lr", 3e-3, "--dropout", 0, "--practice-questions", 1500,
+        "--student-epochs", 6, "--until", "student")
+    questions = addition.test_questions(200, 3)
+    before, after = (addition.evaluate(*load(tmp_path / name), questions, False, 10).accuracy for name in ("teacher", "student"))
+    assert read(tmp_path / "teacher_validation.json")["accuracy"] > 40
+    assert after > before + 5, (before, after)

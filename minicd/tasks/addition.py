@@ -267,14 +267,14 @@ SCALES = {"pocket": {}, "paper": PAPER_SCALE}
 def train(settings: AdditionSettings, seeds: list[int], out: Path, device: torch.device, publish: bool = False) -> None:
     """`train.py --task addition`: every seed's stages, then the table and the record."""
     print("\n".join(["Settings", *(f"  {name:20} {value}" for name, value in asdict(settings).items())]))
-    scores, folders = [], [RunFolder(seed_folder(out, seed), settings) for seed in seeds]
+    scores, folders = [], [RunFolder(seed_folder(out, seed), settings, device) for seed in seeds]
     for seed, folder in zip(seeds, folders):
         print(f"\nSeed {seed}, {folder.path}")
         scores.append(AdditionRun(settings, seed, folder, device).run())
     if None in scores:
         print(f"stopped after the stage {settings.until}, as asked")
         return
-    result = make_record(settings, seeds, scores, folders, device)
+    result = make_record(settings, seeds, scores, folders)
     write_record(result, out, publish)
     print(f"\n{addition_table(result)}\n\n{minutes_line(result)}\nModels, practice set and record.json: {out}")
 
@@ -284,7 +284,7 @@ def seed_folder(out: Path, seed: int) -> Path:
     return out if seed == 0 else out / f"seed-{seed}"
 
 
-def make_record(settings: AdditionSettings, seeds: list[int], scores: list[dict], folders: list[RunFolder], device) -> dict:
+def make_record(settings: AdditionSettings, seeds: list[int], scores: list[dict], folders: list[RunFolder]) -> dict:
     """Scores of all seeds → the JSON record; by digits and by carry run, the mean over the seeds."""
     def mean(name: str, part: str) -> dict[str, float]:
         return {key: round(float(np.mean([s[name][part][key] for s in scores])), 2) for key in scores[0][name][part]}
@@ -296,8 +296,7 @@ def make_record(settings: AdditionSettings, seeds: list[int], scores: list[dict]
     losses = [read_json(folder.path / "losses.json") for folder in folders]
     final = {name: [round(seed[name][-1], 5) for seed in losses if name in seed] for name in losses[0]}
     breakdown = {part: {name: mean(name, part) for name in names} for part in ("by_digits", "by_carry_run")}
-    return record("addition", settings.scale, device, seeds, settings, [folder.minutes for folder in folders], metrics,
-                  paper=PAPER, final_losses=final, **breakdown)
+    return record("addition", settings.scale, seeds, settings, folders, metrics, paper=PAPER, final_losses=final, **breakdown)
 
 
 def ask(model: nn.Module, tokenizer: TextTokenizer, question: str, step_by_step: bool, max_new_tokens: int) -> str:

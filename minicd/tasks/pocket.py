@@ -183,7 +183,7 @@ def train(settings: Settings, seeds: list[int], out: Path, device: torch.device,
     tokenizer = pocket_tokenizer()
     if len(seeds) > 1:
         raise ValueError("--task pocket trains one base: give it one seed")
-    folder = RunFolder(out, settings)
+    folder = RunFolder(out, settings, device)
 
     def make(progress: Path) -> T5:
         model = pocket_model(tokenizer, seeds[0]).to(device)
@@ -196,7 +196,7 @@ def train(settings: Settings, seeds: list[int], out: Path, device: torch.device,
 
     model = folder.model("base", make, tokenizer, device)
     metrics = folder.value("held_out", lambda: held_out_accuracy(model, tokenizer, settings.held_out))
-    result = record("pocket", "base", device, seeds, settings, [folder.minutes], {k: [v] for k, v in metrics.items()})
+    result = record("pocket", "base", seeds, settings, [folder], {k: [v] for k, v in metrics.items()})
     write_record(result, out, publish)
     print(f"held-out exact match, %: {metrics}\n{minutes_line(result)}\nThe base is in {out / 'base'}")
     if publish:
