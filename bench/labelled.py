@@ -12,32 +12,52 @@ from pathlib import Path
 
 from minicd.commands import Parser, guarded
 from minicd.device import pick_device
-from minicd.experiment import ROOT, RunFolder, record, spread
+from minicd.experiment import ROOT, RunFolder, read_json, record, spread
 from minicd.files import atomic_json
-from minicd.tasks.addition import AdditionRun, AdditionSettings
+from minicd.tasks.addition import AdditionRun, AdditionSettings, seed_folder
+
+
+DEFAULT = AdditionSettings()
 
 
 def main() -> None:
+    arguments = parse()
+    folders = {str(budget): run_folders(budget, arguments) for budget in arguments.budgets}
+    metrics, minutes = {}, {}
+    for budget, runs in folders.items():
+        metrics[budget] = [accuracy(settings, seed, folder, arguments.device)
+                           for seed, (settings, folder) in zip(arguments.seeds, runs)]
+        minutes[budget] = [round(sum(folder.notes("minutes").values()), 2) for _, folder in runs]
+        print(budget, spread(metrics[budget]))
+    used = [folder for runs in folders.values() for _, folder in runs]
+    result = record("addition", "labelled", arguments.seeds, DEFAULT, used, metrics) | {"minutes": minutes}
+    atomic_json(ROOT / "results" / "addition-labelled.json", result)
+    plot(result, ROOT / "results" / "addition-labelled.png")
+
+
+def parse():
     parser = Parser(__doc__.splitlines()[0])
     parser.add_argument("--budgets", type=int, nargs="+", default=[250, 499, 1000, 2000, 5000], help="labelled questions")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", default="auto", type=pick_device)
+    parser.add_argument("--reuse", type=Path, help="run folder of the table, whose teachers serve for their own budget")
     parser.add_argument("--out", type=Path, default=Path("runs/labelled"), help="run folder")
-    arguments = parser.parse_args()
-    device = pick_device(arguments.device)
-    default = AdditionSettings()
-    metrics, minutes, used = {}, {}, []
-    for budget in arguments.budgets:
-        epochs = max(1, round(default.teacher_epochs * default.train_questions / budget))
-        settings = replace(default, train_questions=budget, teacher_epochs=epochs, until="teacher", floor=0.0)
-        folders = [RunFolder(arguments.out / str(budget) / f"seed-{seed}", settings, device) for seed in arguments.seeds]
-        metrics[str(budget)] = [accuracy(settings, seed, folder, device) for seed, folder in zip(arguments.seeds, folders)]
-        minutes[str(budget)] = [round(sum(folder.notes("minutes").values()), 2) for folder in folders]
-        used += folders
-        print(budget, spread(metrics[str(budget)]))
-    result = record("addition", "labelled", arguments.seeds, default, used, metrics) | {"minutes": minutes}
-    atomic_json(ROOT / "results" / "addition-labelled.json", result)
-    plot(result, ROOT / "results" / "addition-labelled.png")
+    return parser.parse_args()
+
+
+def run_folders(budget: int, arguments) -> list[tuple[AdditionSettings, RunFolder]]:
+    """Settings and folder of this budget for every seed."""
+    epochs = max(1, round(DEFAULT.teacher_epochs * DEFAULT.train_questions / budget))
+    settings = replace(DEFAULT, train_questions=budget, teacher_epochs=epochs, until="teacher", floor=0.0)
+    runs = []
+    for seed in arguments.seeds:
+        folder = RunFolder(arguments.out / str(budget) / f"seed-{seed}", settings, arguments.device)
+        if arguments.reuse and budget == DEFAULT.train_questions:
+            table = seed_folder(arguments.reuse, seed)
+            folder.borrow(table, ["teacher", "teacher_validation.json"])
+            folder.note("minutes", "teacher", read_json(table / "minutes.json")["teacher"])
+        runs.append((settings, folder))
+    return runs
 
 
 def accuracy(settings: AdditionSettings, seed: int, folder: RunFolder, device) -> float:
