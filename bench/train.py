@@ -5,8 +5,7 @@
     OMP_NUM_THREADS=1 python -m bench.train --compile --out results/bench-compile.json   # without transformers
 
 Both sides take turns in one process; a figure is the median over the rounds, after one untimed turn each. They must first
-compute the same loss, and the record has the share of equal greedy completions. Random weights never stop by themselves,
-so both write a fixed number of tokens; the rows "pocket scratchpads" are a trained model with the stop rule on.
+compute the same loss. Random weights write a fixed number of tokens; "pocket scratchpads" is a trained model that stops.
 """
 
 from __future__ import annotations
@@ -117,12 +116,12 @@ def turns(what: str, work: int, arguments, **sides: Callable) -> dict[str, Any]:
     wait = torch.cuda.synchronize if arguments.device.type == "cuda" else int
     for _ in range(arguments.rounds + 1):
         for name, side in sides.items():
-            start = (wait(), clock())[1]
-            values[name] = side()
-            seconds[name].append((wait(), clock())[1] - start)
+            wait()
+            start, values[name], _ = clock(), side(), wait()
+            seconds[name].append(clock() - start)
     rates = {name: [round(work / s, 1) for s in times[1:]] for name, times in seconds.items()}
     median = {name: statistics.median(rates[name]) for name in sides}
-    ratio, first = round(median[a] / median[b], 2), {name: round(times[0], 2) for name, times in seconds.items()}
+    ratio, first = round(median[a] / median[b], 2), {name: round(seconds[name][0], 2) for name in sides}
     result = {"what": what, "median": median, "ratio": ratio, "rounds": rates, "first_turn_seconds": first}
     if values[a]:  # completions
         result["same_completions"] = round(statistics.mean(map(list.__eq__, values[a], values[b])), 3)
@@ -155,11 +154,11 @@ def scratchpads(precision: str, arguments) -> list[dict[str, Any]]:
 
 def compiled(name: str, shape: Shape, precision: str, arguments) -> list[dict[str, Any]]:
     """minicd's training step under torch.compile and as it is; the first turn is the start-up."""
-    data = batch(shape.config, shape.batch, arguments.device)
-    plain, fast = (initialise(T5(shape.config), 0).to(arguments.device) for _ in range(2))
+    how = batch(shape.config, shape.batch, arguments.device), shape.steps, precision
+    fast, plain = (initialise(T5(shape.config), 0).to(arguments.device) for _ in range(2))
     fast.compile()
-    sides = {"compiled": our_updates(fast, data, shape.steps, precision), "plain": our_updates(plain, data, shape.steps, precision)}
-    return [turns(f"{name}, {precision}: examples trained/s", shape.batch * shape.steps, arguments, **sides)]
+    return [turns(f"{name}, {precision}: examples trained/s", shape.batch * shape.steps, arguments,
+                  compiled=our_updates(fast, *how), plain=our_updates(plain, *how))]
 
 
 def parse() -> Any:
@@ -180,9 +179,8 @@ def parse() -> Any:
 
 def main() -> None:
     arguments = parse()
-    fast = ["bf16"] if isinstance(autocast(arguments.device), torch.autocast) else []
     names, results = arguments.shape or list(SHAPES), []
-    for precision in arguments.precision or ["fp32", *fast]:
+    for precision in arguments.precision or ["fp32", "bf16"][: 1 + isinstance(autocast(arguments.device), torch.autocast)]:
         for name in names:
             results += (compiled if arguments.compile else compare)(name, SHAPES[name], precision, arguments)
         if not arguments.compile and "pocket" in names and (arguments.model or BASE.exists()):
