@@ -73,12 +73,25 @@ def labelled_section(results: Path) -> str | None:
                       f"({len(record['seeds'])} seeds, {record['hardware']}, commit {record['commit']}, `{record['command']}`.)"])
 
 
+def speed_section(results: Path) -> str | None:
+    """minicd beside Hugging Face transformers, from bench/train.py."""
+    path = results / "bench-train.json"
+    if not path.exists():
+        return None
+    record = load_record(path)
+    rows = [f"| {row['what']} | {row['median']['minicd']:,.0f} | {row['median']['transformers']:,.0f} | {row['ratio']:.2f} |"
+            for row in record["results"]]
+    return "\n".join(["| | minicd | transformers | ratio |", "| --- | ---: | ---: | ---: |", *rows, "",
+                      f"(Median of {record['settings']['rounds']} alternating rounds, {record['hardware']}, PyTorch {record['torch']}, "
+                      f"transformers {record['transformers']}, commit {record['commit']}, `{record['command']}`.)"])
+
+
 def rebuild_readme(root: Path) -> list[str]:
     """Replace what stands between <!-- NAME --> and <!-- /NAME --> in README.md by the tables of results/; their names."""
     readme = root / "README.md"
     text, done = readme.read_text(), []
     sections = {f"addition-{scale}": addition_section(root / "results", scale) for scale in ("pocket", "paper")}
-    sections["labelled"] = labelled_section(root / "results")
+    sections |= {"labelled": labelled_section(root / "results"), "speed": speed_section(root / "results")}
     for name, section in sections.items():
         start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         if section and start in text and end in text:

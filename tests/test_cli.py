@@ -76,10 +76,26 @@ def refused(cli):
     return run
 
 
+STARTED: list[subprocess.Popen] = []
+PATIENCE = 600  # seconds; far more than anything here takes, for a busy machine
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left():
+    yield
+    for process in STARTED:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+    STARTED.clear()
+
+
 def start(*words) -> subprocess.Popen:
     """The real command in a process of its own."""
-    return subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               env={**os.environ, "OMP_NUM_THREADS": "1"})
+    STARTED.append(process)
+    return process
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +103,7 @@ def finished(base, tmp_path_factory) -> tuple[Path, str]:
     """A finished run of two seeds by the real command: its folder and what it printed."""
     out = tmp_path_factory.mktemp("run") / "two-seeds"
     process = start("train.py", *flags(base, out, seeds="0 1", all_rows=True, scratchpad="nye"))
-    printed, errors = process.communicate(timeout=300)
+    printed, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0 and "Traceback" not in errors, errors
     return out, printed
 
@@ -130,6 +146,15 @@ def test_a_run_writes_models_practice_set_and_record(finished):
     assert not torch.equal(first["shared.weight"], second["shared.weight"])
 
 
+def practice_figures(path: Path, asked: int) -> tuple[float, float]:
+    """Percent of the practised answers that are true, and of the questions that were dropped, counted anew."""
+    items, tokenizer = Examples.load(path), pocket_tokenizer()
+    questions = [tokenizer.decode(items.prompts[i]).removeprefix("add : ").replace(" ", "") for i in range(len(items))]
+    answers = [tokenizer.decode(items.answers[i]).replace(" ", "") for i in range(len(items))]
+    true = sum(str(sum(map(int, q.split("+")))) == a for q, a in zip(questions, answers))
+    return 100 * true / len(items), 100 * (asked - len(items)) / asked
+
+
 def test_the_record_is_complete(finished):
     record = read(finished[0] / "record.json")
     assert {"task", "scale", "command", "commit", "hardware", "torch", "seeds", "minutes", "settings", "metrics", "paper"} <= set(record)
@@ -141,12 +166,16 @@ def test_the_record_is_complete(finished):
         assert record["settings"][name.replace("-", "_")] == value
     assert record["paper"] == {"teacher": 93, "before": 0, "after": 95, "scratchpad_then_direct": 72, "scratchpad_and_direct": 61,
                                "token_ratio": 8.0}
-    assert set(record["metrics"]) == {*record["paper"], "after_hard", "true_answers"}
+    assert set(record["metrics"]) == {*record["paper"], "after_hard", "true_answers", "practice_true", "practice_dropped"}
     for name, metric in record["metrics"].items():
         a, b = metric["values"]
         assert metric["mean"] == pytest.approx((a + b) / 2, abs=0.01), name
         assert metric["std"] == pytest.approx(abs(a - b) / 2**0.5, abs=0.01), name
         assert name == "token_ratio" or 0 <= min(a, b) <= max(a, b) <= 100
+    for i, folder in enumerate((finished[0], finished[0] / "seed-1")):
+        true, dropped = practice_figures(folder / "practice.safetensors", asked=300)
+        assert record["metrics"]["practice_true"]["values"][i] == pytest.approx(true, abs=0.01)
+        assert record["metrics"]["practice_dropped"]["values"][i] == pytest.approx(dropped, abs=0.01)
     assert record["metrics"]["token_ratio"]["mean"] > 2  # a scratchpad is longer than an answer
     assert set(record["by_digits"]["teacher"]) == {"1", "2", "3"}
 
@@ -195,7 +224,7 @@ def test_other_settings_in_the_same_folder_are_refused(finished, base, refused):
 def kill_when(exists: Path, words: list[str]) -> None:
     """Start the run and kill -9 it as soon as the path is there."""
     process = start("train.py", *words)
-    deadline = time.monotonic() + 200  # far more than it takes, for a busy machine
+    deadline = time.monotonic() + PATIENCE
     while not exists.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.003)
     process.send_signal(signal.SIGKILL)
@@ -224,13 +253,13 @@ def test_kill_9_in_every_stage_changes_nothing(base, tmp_path):
         kill_when(begun, killed)
         assert not done.exists(), f"the stage {stage} was over before the kill"
     last = start("train.py", *killed)
-    _, errors = last.communicate(timeout=200)
+    _, errors = last.communicate(timeout=PATIENCE)
     assert last.returncode == 0 and "Traceback" not in errors, errors
     first = bars(errors, "scratchpad_then_direct")[0]
     assert re.search(r"[24]0/60 ", first), f"the killed stage began anew: {first}"
     assert not bars(errors, "teacher") and not bars(errors, "practice 5000/5000") and not bars(errors, "student")
 
-    reference.communicate(timeout=200)
+    reference.communicate(timeout=PATIENCE)
     assert reference.returncode == 0
     assert model_bytes(out) == model_bytes(tmp_path / "unbroken")
     for name in ("practice.safetensors", "teacher_validation.json", "test_after.json"):
@@ -338,7 +367,7 @@ def test_a_mistake_ends_the_real_command_without_a_traceback(tmp_path):
     processes = {"did you mean addition": start("train.py", "--task", "additon"),
                  "cannot write to": start("train.py", *flags(tmp_path, tmp_path / "file" / "below"))}
     for sentence, process in processes.items():
-        printed, errors = process.communicate(timeout=120)
+        printed, errors = process.communicate(timeout=PATIENCE)
         assert process.returncode == 1 and sentence in errors and "Traceback" not in errors
         assert len(errors.strip().splitlines()) == 1, errors
 
