@@ -23,6 +23,8 @@ def main() -> None:
     task = choose(task_name(parser), TASKS)
     add_settings(parser, task.Settings)
     arguments = parser.parse_args()
+    if arguments.quick and arguments.publish:
+        raise ValueError("--publish is for whole runs, not for --quick ones")
     scale = task.SCALES.get(arguments.scale or "pocket")
     if scale is None:
         raise ValueError(f"--scale {arguments.scale}: known scales are {', '.join(task.SCALES)}")

@@ -15,7 +15,10 @@ def pick_device(name: str = "auto") -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError("--device cuda: this PyTorch sees no CUDA device; use --device cpu")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {name}: there is no such device; use cpu, cuda or auto") from None
 
 
 def autocast(device: torch.device, precision: str = "auto"):

@@ -80,8 +80,11 @@ class RunFolder:
             source, target = other / name, self.path / name
             if not source.exists():
                 raise ValueError(f"{source} is missing: there is no finished stage to reuse")
-            if not target.exists():
-                (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
+            if not target.exists():  # renamed when it is whole: a kill leaves no half of a model
+                half = target.with_name(f".{name}.tmp")
+                shutil.rmtree(half, ignore_errors=True)
+                (shutil.copytree if source.is_dir() else shutil.copyfile)(source, half)
+                half.rename(target)
 
     def model(self, stage: str, make: Callable[[Path], nn.Module], tokenizer: TextTokenizer, device: torch.device) -> nn.Module:
         """The model of a finished stage, or make(checkpoint path) now and keep it."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Sequence
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -158,6 +159,10 @@ class Examples:
 
     @classmethod
     def load(cls, path: Path) -> Examples:
-        t = load_file(path)
+        """Raises ValueError where the file is damaged."""
+        try:
+            t = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged ({error}); delete it to practise anew") from None
         return cls(Ragged(t["prompts.values"], t["prompts.starts"]), Ragged(t["answers.values"], t["answers.starts"]),
                    SoftLabels(Ragged(t["labels.ids"], t["labels.starts"]), t["labels.counts"]))

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from ..checkpoint import load
@@ -111,8 +110,8 @@ class AdditionSettings:
 PAPER_SCALE = dict(scale="paper", scratchpad="nye", train_questions=499, teacher_epochs=1000, teacher_lr=3e-4, teacher_batch=8,
                    direct_epochs=1000, practice_questions=10_000, student_epochs=1, student_lr=3e-4, student_batch=8,
                    warmup=0.0, decay=0.0, clip=0.0, optimiser="adamw")
-QUICK = dict(max_digits=3, teacher_epochs=30, direct_epochs=15, practice_questions=3000, student_epochs=10.0, student_batch=64,
-             test_questions=500, floor=5.0)
+QUICK = dict(max_digits=3, teacher_epochs=20, teacher_lr=3e-3, dropout=0.0, direct_epochs=15, practice_questions=3000,
+             student_epochs=10.0, student_batch=64, test_questions=500, floor=5.0)
 
 
 class AdditionRun:
@@ -126,7 +125,7 @@ class AdditionRun:
         self.validation = draw_questions(500, settings.max_digits, "validation", rng)
         self.context = addition_context(self.tokenizer, settings.max_digits)
         if settings.reuse:
-            self.folder.borrow(Path(settings.reuse), ["teacher", "practice.safetensors"])
+            self.folder.borrow(seed_folder(Path(settings.reuse), seed), ["teacher", "practice.safetensors"])
         self.max_scratchpad = longest_scratchpad(self.tokenizer, settings.scratchpad, settings.max_digits) + 4
 
     def fit_settings(self, kind: str, loss: str = "hard") -> FitSettings:
@@ -170,7 +169,7 @@ class AdditionRun:
                                  seed=self.seed, folder=parts)
                 items.save(path)
         shutil.rmtree(parts, ignore_errors=True)
-        return read_practice(path)
+        return Examples.load(path)
 
     def student(self, teacher: nn.Module, items: Examples, loss: str, name: str = "student") -> nn.Module:
         """The teacher's own weights, fine-tuned to answer at once."""
@@ -233,14 +232,6 @@ class AdditionRun:
             models["after_hard"] = self.student(teacher, items, "hard", "student_hard")
             models["true_answers"] = self.student(teacher, self.true_answers(items), "hard", "student_true")
         return self.table({**models, **self.baselines(teacher)})
-
-
-def read_practice(path: Path) -> Examples:
-    """A finished practice set. Raises ValueError where the file is damaged."""
-    try:
-        return Examples.load(path)
-    except (SafetensorError, KeyError) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it to practise anew") from None
 
 
 def show_example(context: Context, tokenizer: TextTokenizer, teacher: nn.Module, items: Examples, max_new_tokens: int) -> str:
@@ -324,7 +315,7 @@ def assert_unseen(questions: list[str], run: Path, tokenizer: TextTokenizer) -> 
     assert all(split_of(q) == "test" for q in questions)
     path = run / "practice.safetensors"
     if path.exists():
-        practised = read_practice(path).prompts
+        practised = Examples.load(path).prompts
         prompts = {tuple(practised[i]) for i in range(len(practised))}
         if any(tuple(tokenizer.encode(student_template(q))) in prompts for q in questions):
             raise ValueError(f"{path} holds test questions: the model has practised them, so its score would mean nothing")
