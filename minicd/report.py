@@ -9,7 +9,7 @@ from .files import atomic_bytes
 
 ROWS = {"teacher": "teacher, step by step", "before": "student before", "after": "**student after**",
         "scratchpad_then_direct": "scratchpad → direct", "scratchpad_and_direct": "scratchpad + direct",
-        "after_hard": "student after, hard labels", "true_answers": "student on true answers (upper bound)"}
+        "after_hard": "student after, hard labels", "true_answers": "student on as many true answers"}
 
 
 def addition_table(record: dict) -> str:

@@ -125,7 +125,7 @@ def test_a_run_says_what_it_does(finished):
     assert printed.count("One practice item") == 2  # one for each seed
     assert "additions of up to 3 digits, %, 2 seeds, pocket scale" in printed
     for row in ("teacher, step by step", "student before", r"\*\*student after\*\*", "scratchpad → direct", r"scratchpad \+ direct",
-                "student after, hard labels", r"student on true answers \(upper bound\)"):
+                "student after, hard labels", "student on as many true answers"):
         assert re.search(rf"^\| {row} \| \d+\.\d ± \d+\.\d \| \d* ?\|$", printed, re.MULTILINE), row
     assert re.search(r"^\| tokens at inference, teacher ÷ student \| \d+\.\d ± \d+\.\d \| 8.0 \|$", printed, re.MULTILINE)
     assert "| by digits | 1 | 2 | 3 |" in printed and "| by longest carry run | 0 |" in printed

@@ -100,7 +100,7 @@ class AdditionSettings:
     loss: str = option("empirical", "the student's loss, by its name in losses.py: empirical (the paper's soft labels) or hard",
                        choices=LOSSES)
     test_questions: int = option(10_000, "unseen questions for the table")
-    all_rows: bool = option(False, "also train a student on hard labels and one on true answers (the upper bound)", free=True)
+    all_rows: bool = option(False, "also train a student on hard labels and one on as many true answers", free=True)
     reuse: str = option("", "take teacher and practice set from this finished run folder, to try another loss on them")
     until: str = option("table", "stop after this stage: teacher, practice, student or table", free=True,
                         choices=("teacher", "practice", "student", "table"))
@@ -188,7 +188,7 @@ class AdditionRun:
         return {"practice_dropped": 100 * (asked - len(items)) / asked, "practice_true": 100 * true / len(items)}
 
     def true_answers(self, items: Examples) -> Examples:
-        """The student's questions with true answers in place of the teacher's: the upper bound."""
+        """The student's questions with true answers in place of the teacher's: what perfect labels would give."""
         prefix = len(student_template(""))
         questions = [self.tokenizer.decode(items.prompts[i])[prefix:] for i in range(len(items))]
         return direct_examples(questions, self.tokenizer)
