@@ -40,7 +40,7 @@ def breakdown(title: str, table: dict[str, dict[str, float]]) -> list[str]:
 
 
 def minutes_line(record: dict) -> str:
-    long = {stage: values for stage, values in record["minutes"].items() if max(values) >= 0.1}
+    long = {stage: values for stage, values in record["minutes"].items() if stage == "total" or max(values) >= 0.1}
     return "Minutes a stage: " + ", ".join(f"{stage} {'/'.join(f'{m:.1f}' for m in values)}" for stage, values in long.items())
 
 

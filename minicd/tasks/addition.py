@@ -110,7 +110,7 @@ class AdditionSettings:
 PAPER_SCALE = dict(scale="paper", scratchpad="nye", train_questions=499, teacher_epochs=1000, teacher_lr=3e-4, teacher_batch=8,
                    direct_epochs=1000, practice_questions=10_000, student_epochs=1, student_lr=3e-4, student_batch=8,
                    warmup=0.0, decay=0.0, clip=0.0, optimiser="adamw")
-QUICK = dict(max_digits=3, teacher_epochs=20, teacher_lr=3e-3, dropout=0.0, direct_epochs=15, practice_questions=3000,
+QUICK = dict(max_digits=3, teacher_epochs=20, teacher_lr=3e-3, dropout=0.0, direct_epochs=10, practice_questions=3000,
              student_epochs=10.0, student_batch=64, test_questions=500, floor=5.0)
 
 
