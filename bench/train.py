@@ -1,7 +1,7 @@
 """Training and labelling speed: minicd against Hugging Face transformers' T5, same weights and same batches.
 
     pip install transformers                         # needed by this benchmark only
-    OMP_NUM_THREADS=1 python -m bench.train          # from the repository's root; about 5 minutes on a free CPU core
+    OMP_NUM_THREADS=1 python -m bench.train          # from the repository's root; about 4 minutes on a free CPU core
     OMP_NUM_THREADS=1 python -m bench.train --compile --out results/bench-compile.json   # without transformers
 
 Both sides take turns in one process; a figure is the median over the rounds, after one untimed turn each. They must first
