@@ -11,7 +11,6 @@ compute the same loss. Random weights write a fixed number of tokens; "pocket sc
 from __future__ import annotations
 
 import random
-import shlex
 import statistics
 import sys
 import tempfile
@@ -30,7 +29,7 @@ from minicd import sampling
 from minicd.checkpoint import load, save
 from minicd.commands import Parser, guarded
 from minicd.device import autocast, hardware, pick_device
-from minicd.experiment import COMMIT, ROOT
+from minicd.experiment import COMMIT, ROOT, command_line
 from minicd.files import atomic_json
 from minicd.labels import LabelBatch
 from minicd.t5 import T5, T5Config, initialise
@@ -190,7 +189,7 @@ def main() -> None:
     settings["shapes"] = {name: {**vars(SHAPES[name]), "config": asdict(SHAPES[name].config)} for name in names}
     atomic_json(arguments.out, {
         "task": "bench", "scale": arguments.out.stem.removeprefix("bench-"), "commit": COMMIT,
-        "command": " ".join(["python -m bench.train", *map(shlex.quote, sys.argv[1:])]), "hardware": hardware(arguments.device),
+        "command": command_line(), "hardware": hardware(arguments.device),
         "threads": torch.get_num_threads(), "torch": torch.__version__, "settings": settings, "results": results,
         "transformers": None if arguments.compile else sys.modules["transformers"].__version__})
 

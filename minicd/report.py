@@ -51,34 +51,22 @@ def load_record(path: Path) -> dict:
         raise ValueError(f"{path} is not a readable record: {error}") from None
 
 
-def addition_section(results: Path, scale: str) -> str | None:
-    path = results / f"addition-{scale}.json"
-    if not path.exists():
-        return None
-    record = load_record(path)
+def addition_section(record: dict) -> str:
     return "\n\n".join([addition_table(record), minutes_line(record) + f" ({record['hardware']}, PyTorch {record['torch']}, "
                         f"commit {record['commit']}, `{record['command']}`)."])
 
 
-def labelled_section(results: Path) -> str | None:
+def labelled_section(record: dict) -> str:
     """Teacher accuracy by number of labelled scratchpads, from bench/labelled.py."""
-    path = results / "addition-labelled.json"
-    if not path.exists():
-        return None
-    record = load_record(path)
     budgets = list(record["metrics"])
     return "\n".join(["| labelled scratchpads | " + " | ".join(budgets) + " |", "| --- |" + " ---: |" * len(budgets),
                       "| teacher, % of 500 validation questions | " + " | ".join(spread(record["metrics"][b]) for b in budgets) + " |",
-                      "", f"![Teacher accuracy by labelled scratchpads](results/{path.stem}.png)", "",
+                      "", "![Teacher accuracy by labelled scratchpads](results/addition-labelled.png)", "",
                       f"({len(record['seeds'])} seeds, {record['hardware']}, commit {record['commit']}, `{record['command']}`.)"])
 
 
-def speed_section(results: Path) -> str | None:
+def speed_section(record: dict) -> str:
     """minicd beside Hugging Face transformers, from bench/train.py."""
-    path = results / "bench-train.json"
-    if not path.exists():
-        return None
-    record = load_record(path)
     rows = [f"| {row['what']} | {row['median']['minicd']:,.0f} | {row['median']['transformers']:,.0f} | {row['ratio']:.2f} |"
             for row in record["results"]]
     return "\n".join(["| | minicd | transformers | ratio |", "| --- | ---: | ---: | ---: |", *rows, "",
@@ -86,14 +74,18 @@ def speed_section(results: Path) -> str | None:
                       f"transformers {record['transformers']}, commit {record['commit']}, `{record['command']}`.)"])
 
 
+# A section of README → its record in results/ and the function that shows it.
+SECTIONS = {"addition-pocket": ("addition-pocket.json", addition_section), "addition-paper": ("addition-paper.json", addition_section),
+            "labelled": ("addition-labelled.json", labelled_section), "speed": ("bench-train.json", speed_section)}
+
+
 def rebuild_readme(root: Path) -> list[str]:
     """Replace what stands between <!-- NAME --> and <!-- /NAME --> in README.md by the tables of results/; their names."""
     readme = root / "README.md"
     text, done = readme.read_text(), []
-    sections = {f"addition-{scale}": addition_section(root / "results", scale) for scale in ("pocket", "paper")}
-    sections |= {"labelled": labelled_section(root / "results"), "speed": speed_section(root / "results")}
-    for name, section in sections.items():
-        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    for name, (file, show) in SECTIONS.items():
+        start, end, path = f"<!-- {name} -->", f"<!-- /{name} -->", root / "results" / file
+        section = show(load_record(path)) if path.exists() else ""
         if section and start in text and end in text:
             head, rest = text.split(start, 1)
             text = head + start + "\n" + section + "\n" + end + rest.split(end, 1)[1]

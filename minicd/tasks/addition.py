@@ -17,7 +17,7 @@ from torch import nn
 
 from ..checkpoint import load
 from ..distill import Context, PracticeSettings, distill, practice
-from ..experiment import RunFolder, option, read_json, record, write_record
+from ..experiment import RunFolder, option, record, write_record
 from ..labels import Examples
 from ..losses import LOSSES
 from ..metrics import exact_match
@@ -282,9 +282,9 @@ def make_record(settings: AdditionSettings, seeds: list[int], scores: list[dict]
     names = list(scores[0])
     metrics = {name: [s[name]["accuracy"] for s in scores] for name in names}
     metrics["token_ratio"] = [s["teacher"]["tokens"] / s["after"]["tokens"] for s in scores]
-    figures = [read_json(folder.path / "practice_figures.json") for folder in folders]
+    figures = [folder.notes("practice_figures") for folder in folders]
     metrics |= {name: [f[name] for f in figures] for name in figures[0]}
-    losses = [read_json(folder.path / "losses.json") for folder in folders]
+    losses = [folder.notes("losses") for folder in folders]
     final = {name: [round(seed[name][-1], 5) for seed in losses if name in seed] for name in losses[0]}
     breakdown = {part: {name: mean(name, part) for name in names} for part in ("by_digits", "by_carry_run")}
     return record("addition", settings.scale, seeds, settings, folders, metrics, paper=PAPER, final_losses=final, **breakdown)
