@@ -3,66 +3,69 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from dataclasses import asdict, fields
+import zlib
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Iterator
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from .families import HARMLESS, Config, build, copies, depth, family, hf_names, part_sizes, read_config, transposed, write_config
 from .files import atomic_json, atomic_safetensors
-from .t5 import T5, T5Config
-from .tokenizer import TextTokenizer
+from .t5 import KEEP_FP32, T5Config
+from .tokenizer import TextTokenizer, read_backend
 
-# Our parameter name → the Hugging Face name; "kv" stands for the two matrices k and v that we keep stacked.
-RENAMES = [
-    (r"^(encoder|decoder)\.relative_bias\.embedding\.weight$", r"\1.block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
-    (r"^(encoder|decoder)\.norm\.weight$", r"\1.final_layer_norm.weight"),
-    (r"^(encoder|decoder)\.blocks\.(\d+)\.attention_norm\.", r"\1.block.\2.layer.0.layer_norm."),
-    (r"^(encoder|decoder)\.blocks\.(\d+)\.attention\.", r"\1.block.\2.layer.0.SelfAttention."),
-    (r"^decoder\.blocks\.(\d+)\.cross_norm\.", r"decoder.block.\1.layer.1.layer_norm."),
-    (r"^decoder\.blocks\.(\d+)\.cross\.", r"decoder.block.\1.layer.1.EncDecAttention."),
-    (r"^encoder\.blocks\.(\d+)\.feed_forward_norm\.", r"encoder.block.\1.layer.1.layer_norm."),
-    (r"^decoder\.blocks\.(\d+)\.feed_forward_norm\.", r"decoder.block.\1.layer.2.layer_norm."),
-    (r"^encoder\.blocks\.(\d+)\.feed_forward\.", r"encoder.block.\1.layer.1.DenseReluDense."),
-    (r"^decoder\.blocks\.(\d+)\.feed_forward\.", r"decoder.block.\1.layer.2.DenseReluDense."),
-]
-
-# Copies of the shared embedding that some files carry, and a bias that T5 computes nothing with.
-HARMLESS = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight",
-            "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"}
+PIECE = 2**25  # bytes read at a time: what loading needs besides the model itself
 
 
-def hf_names(name: str, config: T5Config) -> list[str]:
-    """The Hugging Face tensors which, stacked along dimension 0, are our parameter `name`."""
-    for pattern, replacement in RENAMES:
-        renamed, hits = re.subn(pattern, replacement, name)
-        if hits:
-            name = renamed
-            break
-    if name.endswith(".kv.weight"):
-        return [name.replace(".kv.", ".k."), name.replace(".kv.", ".v.")]
-    if name.endswith(".wi.weight") and config.feed_forward_proj.startswith("gated-"):
-        return [name.replace(".wi.", ".wi_0."), name.replace(".wi.", ".wi_1.")]
-    return [name]
+def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None,
+         check_finite: bool = False) -> tuple[nn.Module, TextTokenizer]:
+    """Read a folder or hub id (config.json, weights, tokenizer) → model in eval mode, tokenizer.
 
-
-def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> tuple[T5, TextTokenizer]:
-    """Read a T5 folder or hub id (config.json, model.safetensors, tokenizer.json) → model in eval mode, tokenizer.
-
+    `dtype` is float32 (also if None) or bfloat16, in which T5's `wo` stays float32. `check_finite` looks at every weight.
     Raises ValueError, in one sentence that names the file, where something is missing, damaged or does not fit.
     """
-    folder = resolve(folder)
-    config = read_config(folder / "config.json")
-    tokenizer = TextTokenizer.load(existing(folder / "tokenizer.json"))
-    if len(tokenizer) > config.vocab_size:
-        raise ValueError(f"{folder / 'tokenizer.json'} has {len(tokenizer)} tokens, but the model's embedding only "
-                         f"{config.vocab_size}: they do not belong together")
-    with torch.device("meta"):
-        model = T5(config)
-    load_weights(model, weights_file(folder), dtype)
-    return model.to(device).eval(), tokenizer
+    if dtype not in (None, torch.float32, torch.bfloat16):
+        raise ValueError(f"models compute in float32 or bfloat16, not in {dtype}")
+    with one_sentence(folder):
+        folder = resolve(folder)
+        config = load_config(folder / "config.json")
+        tokenizer = load_tokenizer(folder, config)
+        weights = Weights(weight_files(folder))
+        if depth(config) > len(weights):  # else making them could take forever
+            raise ValueError(f"{weights.where} does not fit its config.json: {depth(config)} layers from {len(weights)} tensors")
+        with torch.device("meta"), Unfilled():
+            model = build(config)
+        load_weights(model, weights, device, dtype or torch.float32, check_finite)
+    return model.eval(), tokenizer
+
+
+@contextmanager
+def one_sentence(folder: str | Path):
+    """What went wrong inside as a ValueError of one readable line, whatever a damaged file puts into the message."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{error.filename or folder} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        text = "".join(c if c.isprintable() else " " for c in str(error))
+        raise ValueError(text if len(text) < 550 else f"{text[:540]} …") from None
+
+
+class Unfilled(TorchFunctionMode):
+    """Modules made inside draw no first weights: on the meta device even that would import PyTorch's compiler, for seconds."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
 
 
 def resolve(folder: str | Path) -> Path:
@@ -72,11 +75,15 @@ def resolve(folder: str | Path) -> Path:
         return path
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)) and not path.exists():
         from huggingface_hub import snapshot_download  # comes with tokenizers; slow to import
+        wanted = ["*.json", "merges.txt", "spiece.model"]
         try:
-            return Path(snapshot_download(str(folder), allow_patterns=["*.json", "*.safetensors", "*.bin", "*.model"]))
+            found = Path(snapshot_download(str(folder), allow_patterns=[*wanted, "model*.safetensors"]))
+            if not list(found.glob("model*.safetensors")):  # only then the same weights once more in the old format
+                found = Path(snapshot_download(str(folder), allow_patterns=[*wanted, "pytorch_model.bin"]))
+            return found
         except Exception as error:
             raise ValueError(f"{folder} is no folder here and could not be downloaded ({type(error).__name__}); download "
-                             "config.json, model.safetensors and tokenizer.json from the hub into a folder and pass that") from None
+                             "config.json, model.safetensors and tokenizer.json into a folder and pass that") from None
     raise ValueError(f"{folder} is not a folder with a model")
 
 
@@ -86,96 +93,202 @@ def existing(path: Path) -> Path:
     return path
 
 
-def read_config(path: Path) -> T5Config:
+def read_json(path: Path) -> object:
     try:
-        raw = json.loads(existing(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(raw, dict) or raw.get("model_type") != "t5":
-        kind = raw.get("model_type") if isinstance(raw, dict) else type(raw).__name__
-        raise ValueError(f"{path} describes a model of type {kind!r}; this version reads t5")
-    known = {field.name for field in fields(T5Config)}
-    raw = {"decoder_start_token_id": raw.get("pad_token_id", 0), **raw}
-    if raw.get("scale_decoder_outputs") is False:  # transformers 5 calls every T5 tied, and marks v1.1 by this instead
-        raw["tie_word_embeddings"] = False
+        return json.loads(existing(path).read_text(encoding="utf-8"))
+    except (OSError, RecursionError, ValueError) as error:
+        raise ValueError(str(error) if str(path) in str(error) else f"{path} is not valid JSON: {error}") from None
+
+
+def load_config(path: Path) -> Config:
+    raw = read_json(path)
     try:
-        return T5Config(**{key: value for key, value in raw.items() if key in known})
-    except (TypeError, ValueError) as error:
+        return read_config(raw)
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def weights_file(folder: Path) -> Path:
-    """model.safetensors; where there is only pytorch_model.bin, it is converted once, without unpickling code."""
-    path, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
-    if not path.exists() and pickled.exists():
+def load_tokenizer(folder: Path, config: Config) -> TextTokenizer:
+    """The folder's tokenizer. Raises ValueError where it is another model's."""
+    backend = read_backend(folder)
+    if isinstance(config, T5Config):
         try:
-            state = torch.load(pickled, map_location="cpu", weights_only=True)
-        except Exception:  # of many types, and with advice to switch the safety off
-            raise ValueError(f"{pickled} is damaged, or holds code besides tensors and is therefore not read") from None
-        if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-            raise ValueError(f"{pickled} does not hold a dictionary of named tensors")
+            tokenizer = TextTokenizer(backend)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from None
+        wanted = {"</s>": (tokenizer.eos_id, config.eos_token_id), "<pad>": (tokenizer.pad_id, config.pad_token_id)}
+        wrong = [f"{token} has the id {ours} there and {theirs} here"
+                 for token, (ours, theirs) in wanted.items() if ours != theirs]
+        if wrong:
+            raise ValueError(f"{folder}: the tokenizer does not belong to config.json: {', '.join(wrong)}")
+    else:
+        eos = backend.id_to_token(config.eos_token_id)
+        if eos is None:
+            raise ValueError(f"{folder}: the tokenizer has no token with the id {config.eos_token_id}, "
+                             "which is eos_token_id in config.json")
+        tokenizer = TextTokenizer(backend, eos=eos, pad=None, ends_prompts=False)
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, but the model's embedding only "
+                         f"{config.vocab_size}: they do not belong together")
+    return tokenizer
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """model.safetensors, or the shards that an index names; a pytorch_model.bin alone is converted once."""
+    path, index, pickled = (folder / name for name in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"))
+    if not path.exists() and index.exists():
+        listed = read_json(index)
+        names = listed.get("weight_map") if isinstance(listed, dict) else None
+        if not isinstance(names, dict) or not names or not all(
+                isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names.values()):
+            raise ValueError(f"{index} has no weight_map from tensors to files of this folder")
+        return [existing(folder / name) for name in sorted(set(names.values()))]
+    if not path.exists() and pickled.exists():
+        convert(pickled, path)
+    return [existing(path)]
+
+
+def convert(pickled: Path, path: Path) -> None:
+    """pytorch_model.bin → model.safetensors, without unpickling code."""
+    try:
+        state = torch.load(pickled, map_location="cpu", weights_only=True)
+    except Exception:  # of many types, and with advice to switch the safety off
+        raise ValueError(f"{pickled} is damaged, or holds code besides tensors and is therefore not read") from None
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise ValueError(f"{pickled} does not hold a dictionary of named tensors")
+    try:
         atomic_safetensors(path, {name: value.clone() for name, value in state.items()}, {"format": "pt"})
-    return existing(path)
+    except OSError as error:
+        raise ValueError(f"{pickled} is to be converted to {path.name}, which cannot be written ({error.strerror or error}); "
+                         "copy the folder to where it can") from None
+    except (KeyError, RuntimeError) as error:  # tensors without numbers, or of a type that the format lacks
+        raise ValueError(f"{pickled} cannot be converted to {path.name}: {error}") from None
 
 
-def load_weights(model: T5, path: Path, dtype: torch.dtype | None = None) -> None:
-    """Fill a model on the meta device from a safetensors file. Raises ValueError naming all tensors that do not fit."""
-    wanted = {name: hf_names(name, model.config) for name, _ in model.named_parameters()}
+@dataclass
+class Stored:
+    """A tensor in a file."""
+
+    path: Path
+    name: str
+    shape: list[int]
+    kind: str
+    checksum: int | None  # crc32 of its bytes; only in files that we wrote
+
+
+class Weights(dict[str, Stored]):
+    """The tensors of one or several safetensors files by name, read in pieces, so that only a piece is in memory twice."""
+
+    def __init__(self, files: list[Path]):
+        super().__init__()
+        self.where = files[0] if len(files) == 1 else files[0].parent / "model.safetensors.index.json"
+        for path in files:
+            with reading(path) as file:
+                checksums = json.loads((file.metadata() or {}).get("crc32", "{}"))
+                for name in file.keys():
+                    if name in self:
+                        raise ValueError(f"{path} and {self[name].path.name} both hold {name}")
+                    part = file.get_slice(name)
+                    self[name] = Stored(path, name, part.get_shape(), part.get_dtype(), checksums.get(name))
+
+    def pieces(self, name: str) -> Iterator[tuple[slice, Tensor]]:
+        """Some rows of a tensor after the other. The file is opened anew for each, or its pages would pile up in memory."""
+        stored, checksum = self[name], 0
+        step = max(1, PIECE // (4 * math.prod(stored.shape[1:])))
+        for start in range(0, stored.shape[0], step):
+            rows = slice(start, min(start + step, stored.shape[0]))
+            with reading(stored.path) as file:
+                piece = file.get_slice(stored.name)[rows]
+            if stored.checksum is not None:
+                checksum = zlib.crc32(piece.view(torch.uint8).numpy(), checksum)
+            yield rows, piece
+        if stored.checksum not in (None, checksum):
+            raise ValueError(f"{stored.path} is damaged: {name} is not what was written")
+
+
+@contextmanager
+def reading(path: Path):
+    """An open safetensors file, whose own exceptions become ValueErrors that name it."""
     try:
         with safe_open(path, "pt") as file:
-            check_names(wanted, set(file.keys()), path)
-            check_shapes(wanted, model, file, path)
-            check_copies(file, path, tied=model.config.tie_word_embeddings)
-            state = {name: torch.cat([file.get_tensor(part) for part in parts]) for name, parts in wanted.items()}
-    except ValueError:
-        raise
+            yield file
+    except ValueError as error:
+        raise error if str(path) in str(error) else ValueError(f"{path} is damaged: {error}") from None
     except Exception as error:  # safetensors has an exception type of its own
         raise ValueError(f"{path} is damaged: {error}") from None
-    state = {name: value.to(dtype or torch.float32) for name, value in state.items()}
+
+
+def load_weights(model: nn.Module, weights: Weights, device="cpu", dtype=torch.float32, check_finite: bool = False) -> None:
+    """Fill a model on the meta device. Raises ValueError naming tensors that do not fit."""
+    config = model.config
+    if family(config) == "gpt2" and "wte.weight" in weights:  # the oldest files lack the prefix
+        for name in [name for name in weights if not name.startswith(("transformer.", "lm_head."))]:
+            if f"transformer.{name}" not in weights:
+                weights[f"transformer.{name}"] = weights.pop(name)
+    wanted = {name: hf_names(name, config) for name, _ in model.named_parameters()}
+    check_names(wanted, weights, config)
+    check_shapes(wanted, weights, model)
+    state = {}
+    for name, parameter in model.named_parameters():
+        keep = family(config) == "t5" and any(part in name for part in KEEP_FP32)
+        state[name] = torch.empty(parameter.shape, dtype=torch.float32 if keep else dtype, device=device)
+        parts = state[name].split(part_sizes(name, len(parameter), config))
+        for part, hf_name in zip(parts, wanted[name]):
+            for rows, piece in weights.pieces(hf_name):
+                if check_finite and not piece.isfinite().all():
+                    raise ValueError(f"{weights[hf_name].path}: {hf_name} has values that are not finite")
+                (part[:, rows] if transposed(name, config) else part[rows]).copy_(piece.T if transposed(name, config) else piece)
+    check_copies(weights, config, dtype, state)
     model.load_state_dict(state, assign=True)
     model.requires_grad_(True)
 
 
-def check_names(wanted: dict[str, list[str]], found: set[str], path: Path) -> None:
+def check_names(wanted: dict[str, list[str]], weights: Weights, config: Config) -> None:
     names = {part for parts in wanted.values() for part in parts}
-    extra = found - names - HARMLESS
-    if "lm_head.weight" not in names:
-        extra.discard("lm_head.weight")  # tied: a copy of the embedding
-    problems = [f"{word} {', '.join(sorted(group)[:5])}" + (f" and {len(group) - 5} more" if len(group) > 5 else "")
-                for word, group in (("missing", names - found), ("unexpected", extra)) if group]
+    extra = {name for name in set(weights) - names - copies(config)[1] if not HARMLESS.fullmatch(name)}
+    problems = [f"{word} {', '.join(sorted(group)[:3])}" + (f" and {len(group) - 3} more" if len(group) > 3 else "")
+                for word, group in (("missing", names - set(weights)), ("unexpected", extra)) if group]
     if problems:
-        raise ValueError(f"{path} does not fit its config.json: {'; '.join(problems)}")
+        raise ValueError(f"{weights.where} does not fit its config.json: {'; '.join(problems)}")
 
 
-def check_shapes(wanted: dict[str, list[str]], model: T5, file, path: Path) -> None:
+def check_shapes(wanted: dict[str, list[str]], weights: Weights, model: nn.Module) -> None:
     problems = []
     for name, parameter in model.named_parameters():
-        shape = [parameter.shape[0] // len(wanted[name]), *parameter.shape[1:]]
-        found = {part: file.get_slice(part).get_shape() for part in wanted[name]}
-        problems += [f"{part} is {size}, not {shape}" for part, size in found.items() if size != shape]
+        for part, size in zip(wanted[name], part_sizes(name, len(parameter), model.config)):
+            shape, found = [size, *parameter.shape[1:]], weights[part]
+            shape = shape[::-1] if transposed(name, model.config) else shape
+            if found.shape != shape:
+                problems.append(f"{part} is {found.shape}, not {shape}")
+            elif found.kind not in ("F32", "BF16", "F16"):
+                problems.append(f"{part} holds {found.kind}, not floating-point numbers of 32 or 16 bits")
     if problems:
-        raise ValueError(f"{path} does not fit its config.json: {'; '.join(problems[:5])}")
+        raise ValueError(f"{weights.where} does not fit its config.json: {'; '.join(problems[:3])}")
 
 
-def check_copies(file, path: Path, tied: bool) -> None:
-    """What we drop as a copy of the shared embedding must be one, or the model would silently be another."""
-    copies = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"} | ({"lm_head.weight"} if tied else set())
-    for name in sorted(copies & set(file.keys())):
-        if not torch.equal(file.get_tensor(name), file.get_tensor("shared.weight")):
-            raise ValueError(f"{path} does not fit its config.json: {name} is no copy of shared.weight")
+def check_copies(weights: Weights, config: Config, dtype: torch.dtype, state: dict[str, Tensor]) -> None:
+    """What we drop as a copy of the embedding must be one, or the model would silently be another."""
+    embedding = state["shared.weight" if isinstance(config, T5Config) else "tokens.weight"]
+    for name in sorted(copies(config)[1] & set(weights)):
+        if weights[name].shape != list(embedding.shape) or not all(
+                torch.equal(embedding[rows].cpu(), piece.to(dtype)) for rows, piece in weights.pieces(name)):
+            raise ValueError(f"{weights.where} does not fit its config.json: {name} is no copy of {copies(config)[0]}")
 
 
-def save(model: T5, tokenizer: TextTokenizer, folder: str | Path) -> None:
+def save(model: nn.Module, tokenizer: TextTokenizer, folder: str | Path) -> None:
     """Write a folder that `load` and Hugging Face transformers can read. Every file is written atomically."""
-    folder = Path(folder)
+    folder, config = Path(folder), model.config
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
-        parts = hf_names(name, model.config)
-        tensors.update(zip(parts, parameter.detach().chunk(len(parts))))
-    config = {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "is_encoder_decoder": True,
-              "use_cache": True, **asdict(model.config)}
-    atomic_json(folder / "config.json", config)
+        parts = parameter.detach().split(part_sizes(name, len(parameter), config))
+        for hf_name, part in zip(hf_names(name, config), parts):
+            tensors[hf_name] = (part.T if transposed(name, config) else part).contiguous().cpu()
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    atomic_json(folder / "config.json", write_config(config, dtype))
     tokenizer.save(folder / "tokenizer.json")
-    atomic_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>",
-                                                   "pad_token": "<pad>", "unk_token": "<unk>"})
-    atomic_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    specials = {"eos_token": tokenizer.backend.id_to_token(tokenizer.eos_id)}
+    if isinstance(config, T5Config):
+        specials |= {"pad_token": "<pad>", "unk_token": "<unk>"}
+    atomic_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **specials})
+    checksums = {name: zlib.crc32(tensor.view(torch.uint8).numpy()) for name, tensor in tensors.items()}
+    atomic_safetensors(folder / "model.safetensors", tensors, {"format": "pt", "crc32": json.dumps(checksums)})

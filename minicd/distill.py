@@ -109,5 +109,5 @@ def distill(student: nn.Module, items: Examples, settings: FitSettings = FitSett
             epochs: float = 1.0, seed: int = 0, checkpoint: Path | None = None, save_every: float = 30.0,
             name: str = "distill") -> list[float]:
     """Fit p_θ(f(y) | T_s(x)) to the labels, in place (equation 1; the loss is `settings.loss`). Returns the loss curve."""
-    batches = Epochs(items, settings.batch_size, epochs, seed)
+    batches = Epochs(items, settings.batch_size, epochs, seed, student.config.pad_token_id)
     return fit(student, batches, settings, seed=seed, checkpoint=checkpoint, save_every=save_every, name=name)

@@ -143,9 +143,9 @@ class Examples:
         return len(self.prompts)
 
     def batch(self, rows: Tensor, pad: int = 0) -> tuple[Tensor, LabelBatch]:
-        """Rows [B] → prompts [B, S] and the labels of their answers."""
+        """Rows [B] → prompts [B, S], padded with `pad`, and labels of their answers, padded with zeros that the mask hides."""
         prompts, _ = self.prompts.padded(rows, pad)
-        tokens, mask = self.answers.padded(rows, pad)
+        tokens, mask = self.answers.padded(rows)
         positions, _ = self.answers.positions(rows)
         return prompts, LabelBatch(tokens, *self.labels.padded(positions, mask), mask)
 

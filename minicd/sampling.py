@@ -2,67 +2,139 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from contextlib import contextmanager
-from typing import Iterator, Sequence
+from typing import Callable, Sequence
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from .device import autocast
+from .fast import packed, stepper
 
 LOGITS_AT_ONCE = 2**28  # most numbers that score() makes at a time: 1 GiB in fp32
-LOOK_EVERY = 8  # steps between looks at which rows have finished: each look waits for the device
+LOOK_EVERY = 8  # steps between looks at which rows have finished: on CUDA each look waits for the device
 
 
 @torch.no_grad()
 def generate(model, prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float = 1.0,
-             top_k: int | None = None, top_p: float | None = None, stop: Sequence[int] = (),
-             generator: torch.Generator | None = None, batch_size: int = 512, progress: str = "") -> list[list[int]]:
+             top_k: int | None = None, top_p: float | None = None, stop: Sequence[int | str] = (),
+             generator: torch.Generator | None = None, batch_size: int = 512, progress: str = "", tokenizer=None,
+             reasons: bool = False) -> list[list[int]] | tuple[list[list[int]], list[str]]:
     """Sample one completion for each prompt (lists of token ids); temperature 0 is greedy.
 
-    Returns token-id lists without the stop token; a completion that never stopped has max_new_tokens tokens.
-    `stop` are token ids that end a completion besides the model's own end-of-sequence token.
-    Raises ValueError for an empty prompt or a setting out of range.
+    `stop`: token ids, and strings (which need the `tokenizer`), that end a completion besides the model's own end-of-sequence
+    tokens. Returns token-id lists without what ended them; with `reasons`, also why each ended: "eos", "stop", or "length"
+    after max_new_tokens tokens. Where memory runs out the batch is halved, with a warning.
+    Raises ValueError for an empty or too long prompt or a setting out of range.
     """
-    check(prompts, max_new_tokens, temperature, top_k, top_p)
-    device = next(model.parameters()).device
-    stops = torch.tensor([model.config.eos_token_id, *stop], device=device)
+    check(model, prompts, max_new_tokens, temperature, top_k, top_p)
+    stops = Stops(model, stop, tokenizer)
+    how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": generator}
     results: list[list[int]] = [[]] * len(prompts)
-    for rows in buckets(prompts, batch_size, progress):
-        batch = pad([prompts[i] for i in rows], model.config.pad_token_id).to(device)
-        with evaluating(model), autocast(device):
-            tokens = sample_batch(model, batch, max_new_tokens, stops, (temperature, top_k, top_p, generator))
-        ended = torch.isin(tokens, stops)
-        lengths = torch.where(ended.any(1), ended.int().argmax(1), tokens.shape[1])
-        for i, row, length in zip(rows, tokens.tolist(), lengths.tolist()):
-            results[i] = row[:length]
-    return results
+    why = ["length"] * len(prompts)
+    device = next(model.parameters()).device
+    with evaluating(model), packed(model), autocast(device):
+        def run(rows: list[int]) -> None:
+            batch = pad([prompts[i] for i in rows], model.config.pad_token_id).to(device)
+            for i, tokens in zip(rows, sample_batch(model, batch, max_new_tokens, stops, how).tolist()):
+                results[i], why[i] = stops.cut(tokens)
+        in_batches(run, by_length(prompts), batch_size, generator, progress)
+    return (results, why) if reasons else results
 
 
-def sample_batch(model, prompts: Tensor, max_new_tokens: int, stops: Tensor, how: tuple) -> Tensor:
+def in_batches(run: Callable[[list[int]], None], rows: list[int], size: int, generator=None, progress: str = "") -> None:
+    """Call run(batch) for batches of at most `size` rows; where memory runs out, halve the size and go on."""
+    with tqdm(total=len(rows), desc=progress, unit="prompt", disable=not progress, mininterval=1.0) as bar:
+        while rows:
+            batch = rows[:size]
+            state = generator.get_state() if generator else None
+            try:
+                run(batch)
+            except (RuntimeError, MemoryError) as error:
+                if len(batch) == 1 or not out_of_memory(error):
+                    raise
+                size = len(batch) // 2
+            else:
+                rows = rows[size:]
+                bar.update(len(batch))
+                continue
+            warnings.warn(f"out of memory at a batch of {len(batch)}; going on with batches of {size}")
+            if generator:
+                generator.set_state(state)
+            torch.cuda.empty_cache()  # outside the handler, which keeps the failed batch alive
+
+
+def out_of_memory(error: Exception) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+def sample_batch(model, prompts: Tensor, max_new_tokens: int, stops: Stops, how: dict) -> Tensor:
     """Prompts [B, S] → tokens [B, max_new_tokens]; what follows a row's stop token is more stop tokens."""
     cache = model.prefill(prompts, max_new_tokens)
-    out = torch.full((len(prompts), max_new_tokens), int(stops[0]), device=prompts.device)
+    tokens = choose(model.step(None, cache), **how)
+    out = torch.full((len(prompts), max_new_tokens), stops.filler, device=prompts.device)
+    out[:, 0] = tokens
     alive = torch.arange(len(prompts), device=prompts.device)  # row numbers in `out` of the rows still running
-    finished = torch.zeros_like(alive, dtype=torch.bool)
-    tokens = None
-    for t in range(max_new_tokens):
-        tokens = choose(model.step(tokens, cache), *how)
-        tokens = torch.where(finished, stops[0], tokens)
-        finished = finished | torch.isin(tokens, stops)
-        out[alive, t] = tokens
-        if t % LOOK_EVERY == LOOK_EVERY - 1:
+    finished = torch.isin(tokens, stops.ids)
+    look_every = 1 if prompts.device.type == "cpu" else LOOK_EVERY
+    step = None
+    for t in range(1, max_new_tokens):
+        if t % look_every == 0:
+            finished = stops.found(out[alive, :t], finished)
             running = (~finished).nonzero()[:, 0]
             if len(running) == 0:
                 break
             if len(running) < 0.75 * len(alive):  # smaller steps pay for the copy
                 cache.keep(running)
-                alive, tokens, finished = alive[running], tokens[running], finished[running]
+                alive, tokens, finished, step = alive[running], tokens[running], finished[running], None
+        if step is None:
+            step = stepper(model, tokens, cache, max_new_tokens - t)
+        tokens = choose(step(tokens), **how)
+        tokens = torch.where(finished, stops.filler, tokens)
+        finished = finished | torch.isin(tokens, stops.ids)
+        out[alive, t] = tokens
     return out
 
 
-def choose(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator) -> Tensor:
+class Stops:
+    """What ends a completion: the model's end-of-sequence tokens, further token ids, and strings."""
+
+    def __init__(self, model, stop: Sequence[int | str], tokenizer):
+        self.strings = [s for s in stop if isinstance(s, str)]
+        self.tokenizer = tokenizer
+        if self.strings and (tokenizer is None or "" in self.strings):
+            raise ValueError("stop strings need the tokenizer, and must not be empty")
+        self.eos = {model.config.eos_token_id, *getattr(model.config, "more_eos_token_ids", ())}
+        self.filler = model.config.eos_token_id
+        ids = [*self.eos, *(s for s in stop if not isinstance(s, str))]
+        self.ids = torch.tensor(ids, device=next(model.parameters()).device)
+        self.known = set(ids)
+
+    def found(self, tokens: Tensor, finished: Tensor) -> Tensor:
+        """`finished` [B], and the rows of `tokens` [B, T] whose text holds a stop string."""
+        if not self.strings:
+            return finished
+        texts = [self.tokenizer.decode(row) for row in tokens.tolist()]
+        hits = [any(s in text for s in self.strings) for text in texts]
+        return finished | torch.tensor(hits, device=finished.device)
+
+    def cut(self, tokens: list[int]) -> tuple[list[int], str]:
+        """A row as sampled → the tokens before what ended it, and why it ended."""
+        end = next((t for t, token in enumerate(tokens) if token in self.known), None)
+        reason = "length" if end is None else "eos" if tokens[end] in self.eos else "stop"
+        tokens = tokens[:end]
+        text = self.tokenizer.decode(tokens) if self.strings else ""
+        starts = [text.index(s) for s in self.strings if s in text]
+        if starts:  # the most tokens whose text ends before the string begins
+            fits = range(len(tokens), -1, -1)
+            return tokens[: next(n for n in fits if len(self.tokenizer.decode(tokens[:n])) <= min(starts))], "stop"
+        return tokens, reason
+
+
+def choose(logits: Tensor, temperature: float, top_k: int | None = None, top_p: float | None = None, generator=None) -> Tensor:
     """Logits [B, V] → one token for each row [B]."""
     if temperature == 0:
         return logits.argmax(-1)
@@ -85,17 +157,19 @@ def score(model, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[in
 
     `keep` has a slice for each answer: only those rows of its logits are returned.
     """
+    if len(prompts) != len(answers):
+        raise ValueError(f"{len(prompts)} prompts, but {len(answers)} answers")
     device, pad_id = next(model.parameters()).device, model.config.pad_token_id
     results: list[Tensor] = [torch.empty(0)] * len(prompts)
     longest = max([1, *map(len, answers)])
     batch_size = max(1, min(batch_size, LOGITS_AT_ONCE // (longest * model.config.vocab_size)))
-    for rows in buckets([[*p, *a] for p, a in zip(prompts, answers, strict=True)], batch_size):
-        inputs = pad([prompts[i] for i in rows], pad_id).to(device), pad([answers[i] for i in rows], pad_id).to(device)
-        with evaluating(model), autocast(device):
-            logits = model(*inputs)
-        for i, row in zip(rows, logits):
-            row = row[: len(answers[i])]
-            results[i] = (row[keep[i]] if keep else row).float().clone()  # a view would keep the whole batch in memory
+    with evaluating(model), packed(model), autocast(device):
+        def run(rows: list[int]) -> None:
+            logits = model(*(pad([texts[i] for i in rows], pad_id).to(device) for texts in (prompts, answers)))
+            for i, row in zip(rows, logits):
+                row = row[: len(answers[i])]
+                results[i] = (row[keep[i]] if keep else row).float().clone()  # a view would keep the whole batch in memory
+        in_batches(run, by_length([[*p, *a] for p, a in zip(prompts, answers)]), batch_size)
     return results
 
 
@@ -110,14 +184,9 @@ def evaluating(model):
         model.train(was_training)
 
 
-def buckets(sequences: Sequence[Sequence[int]], batch_size: int, progress: str = "") -> Iterator[list[int]]:
-    """Row numbers in batches of similar length, longest first so that what does not fit into memory fails early."""
-    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
-    with tqdm(total=len(order), desc=progress, unit="prompt", disable=not progress, mininterval=1.0) as bar:
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            yield rows
-            bar.update(len(rows))
+def by_length(sequences: Sequence[Sequence[int]]) -> list[int]:
+    """Row numbers, longest first: batches of similar length, and what does not fit into memory fails early."""
+    return sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int) -> Tensor:
@@ -126,10 +195,18 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int) -> Tensor:
     return torch.tensor([[*row, *[pad_id] * (longest - len(row))] for row in rows])
 
 
-def check(prompts, max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+def check(model, prompts, max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
     empty = [i for i, prompt in enumerate(prompts) if len(prompt) == 0]
     if empty:
         raise ValueError(f"prompt {empty[0]} is empty")
+    top = max((max(prompt) for prompt in prompts), default=0)
+    if top >= model.config.vocab_size or min((min(prompt) for prompt in prompts), default=0) < 0:
+        raise ValueError(f"a prompt has a token id outside 0…{model.config.vocab_size - 1}: this tokenizer is another model's")
+    limit = getattr(model.config, "max_positions", math.inf)
+    longest = max(range(len(prompts)), key=lambda i: len(prompts[i]), default=0)
+    if prompts and len(prompts[longest]) + max_new_tokens > limit:
+        raise ValueError(f"prompt {longest} has {len(prompts[longest])} tokens; with {max_new_tokens} new ones these are more "
+                         f"than the model's {limit} positions")
     if max_new_tokens < 1 or not temperature >= 0 or (top_k is not None and top_k < 1):
         raise ValueError("max_new_tokens and top_k must be at least 1, temperature at least 0")
     if top_p is not None and not 0 < top_p <= 1:

@@ -8,15 +8,18 @@ no linear layer has a bias. v1.0 has a ReLU feed-forward and scales the tied out
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .layers import Embedding, KeyValues, RMSNorm, attend, check_fields
+
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "gated-relu": F.relu, "gated-silu": F.silu,
                "gated-gelu": lambda x: F.gelu(x, approximate="tanh")}  # by T5's convention, unlike the plain "gelu"
-KINDS = {"int": int, "int | None": int, "float": (int, float), "bool": bool, "str": str}
+KEEP_FP32 = (".wo.",)  # what runs out of half precision's range in large T5s
 
 
 @dataclass
@@ -44,26 +47,9 @@ class T5Config:
     def __post_init__(self) -> None:
         if self.num_decoder_layers is None:
             self.num_decoder_layers = self.num_layers
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, KINDS[field.type]) or (field.type.startswith("int") and value < 0):
-                raise ValueError(f"{field.name} cannot be {value!r}")
+        check_fields(self)
         if self.feed_forward_proj not in ACTIVATIONS:
             raise ValueError(f"feed_forward_proj {self.feed_forward_proj!r} is unknown; known: {', '.join(ACTIVATIONS)}")
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight, computed in fp32 whatever the precision around it."""
-
-    def __init__(self, size: int, epsilon: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.epsilon = epsilon
-
-    def forward(self, x: Tensor) -> Tensor:
-        x32 = x.float()
-        scale = torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.epsilon)
-        return (x32 * scale).to(x.dtype) * self.weight
 
 
 class Attention(nn.Module):
@@ -88,11 +74,7 @@ class Attention(nn.Module):
         """x [B, T, d_model], bias broadcastable to [B, heads, T, S] → [B, T, d_model]."""
         batch, length, _ = x.shape
         q = self.q(x).view(batch, length, self.heads, self.head_size).transpose(1, 2)
-        k, v = keys_values
-        if length == 1 and x.device.type == "cpu":  # a decoding step: plain products beat the CPU's fused kernel
-            y = (q @ k.transpose(-2, -1)).add_(bias).softmax(-1) @ v
-        else:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=1.0)
+        y = attend(q, *keys_values, bias, scale=1.0)
         return self.o(y.transpose(1, 2).reshape(batch, length, -1))
 
 
@@ -113,7 +95,7 @@ class FeedForward(nn.Module):
             hidden = self.activation(gate) * up
         else:
             hidden = self.activation(self.wi(x))
-        return self.wo(self.dropout(hidden))
+        return self.wo(self.dropout(hidden).to(self.wo.weight.dtype))  # which stays fp32 in a bf16 model, see KEEP_FP32
 
 
 class Block(nn.Module):
@@ -183,29 +165,23 @@ class Stack(nn.Module):
         self.dropout = nn.Dropout(config.dropout_rate)
 
 
-class Cache:
-    """What one decoding step needs: cross keys and values (computed once) and a static self-attention cache."""
+class Cache(KeyValues):
+    """Self-attention keys and values, and what never changes: those of the prompt, its mask, the bias of all steps."""
 
-    def __init__(self, cross_kv: list, cross_bias: Tensor, length: int):
-        k = cross_kv[0][0]
-        batch, heads, _, size = k.shape
-        self.cross_kv, self.cross_bias = cross_kv, cross_bias
-        self.self_kv = [k.new_empty(2, batch, heads, length, size) for _ in cross_kv]
-        self.position, self.bias = 0, None
+    def __init__(self, cross_kv: list, cross_bias: Tensor, bias: Tensor):
+        super().__init__(len(cross_kv), cross_kv[0][0], length=bias.shape[-1])
+        self.cross_kv, self.cross_bias, self.bias = cross_kv, cross_bias, bias
 
-    def extend(self, layer: int):
-        """A function for `Block` that writes this step's keys and values and returns all up to here."""
-        def store(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-            kv, t = self.self_kv[layer], self.position
-            kv[0, :, :, t], kv[1, :, :, t] = k[:, :, 0], v[:, :, 0]
-            return kv[0, :, :, : t + 1], kv[1, :, :, : t + 1]
-        return store
+    def step_bias(self) -> Tensor:
+        """This step's row of the bias [1, heads, 1, keys]."""
+        if self.clock is not None:
+            return self.bias.index_select(2, self.clock)
+        return self.bias[:, :, self.position : self.position + 1, : self.position + 1]
 
     def keep(self, rows: Tensor) -> None:
-        """Drop all but these rows [R] of the batch."""
+        super().keep(rows)
         self.cross_kv = [(k[rows], v[rows]) for k, v in self.cross_kv]
         self.cross_bias = self.cross_bias[rows]
-        self.self_kv = [kv[:, rows] for kv in self.self_kv]
 
 
 class T5(nn.Module):
@@ -214,7 +190,7 @@ class T5(nn.Module):
     def __init__(self, config: T5Config):
         super().__init__()
         self.config = config
-        self.shared = nn.Embedding(config.vocab_size, config.d_model)
+        self.shared = Embedding(config.vocab_size, config.d_model)
         self.encoder = Stack(config, decoder=False)
         self.decoder = Stack(config, decoder=True)
         if not config.tie_word_embeddings:
@@ -224,13 +200,17 @@ class T5(nn.Module):
         """Teacher-forced logits [B, T, V]; logits[:, t] predicts answers[:, t] from answers[:, :t]."""
         states, cross_bias = self.encode(prompts)
         inputs = F.pad(answers[:, :-1], (1, 0), value=self.config.decoder_start_token_id)
-        position = torch.arange(inputs.shape[1], device=inputs.device)
-        future = torch.where(position[None, :] > position[:, None], -torch.inf, 0.0)
-        bias = self.decoder.relative_bias(position, position) + future
+        bias = self.causal_bias(inputs.shape[1])
         x = self.decoder.dropout(self.shared(inputs))
         for block in self.decoder.blocks:
             x = block(x, bias, block.cross.keys_values(states), cross_bias)
         return self.head(self.decoder.dropout(self.decoder.norm(x)))
+
+    def causal_bias(self, length: int) -> Tensor:
+        """The decoder's relative bias, with the future hidden [1, heads, length, length]."""
+        position = torch.arange(length, device=self.shared.weight.device)
+        future = torch.where(position[None, :] > position[:, None], -torch.inf, 0.0)
+        return self.decoder.relative_bias(position, position) + future
 
     def encode(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
         """Encoder states [B, S, d_model] and the mask that hides padding as a bias [B, 1, 1, S]."""
@@ -245,7 +225,7 @@ class T5(nn.Module):
 
     def head(self, x: Tensor) -> Tensor:
         if self.config.tie_word_embeddings:
-            return F.linear(x * self.config.d_model**-0.5, self.shared.weight)
+            return self.shared.head(x * self.config.d_model**-0.5)
         return self.lm_head(x)
 
     def prefill(self, prompts: Tensor, max_new_tokens: int) -> Cache:
@@ -253,22 +233,17 @@ class T5(nn.Module):
         states, cross_bias = self.encode(prompts)
         # contiguous, since every step reads them
         cross_kv = [tuple(t.contiguous() for t in block.cross.keys_values(states)) for block in self.decoder.blocks]
-        cache = Cache(cross_kv, cross_bias, max_new_tokens)
-        position = torch.arange(max_new_tokens, device=prompts.device)
-        cache.bias = self.decoder.relative_bias(position, position)
-        return cache
+        return Cache(cross_kv, cross_bias, self.causal_bias(max_new_tokens))
 
     def step(self, tokens: Tensor | None, cache: Cache) -> Tensor:
         """Tokens [B] chosen last (None at the start) → next-token logits [B, V]; the cache moves on by one."""
         if tokens is None:
             batch, device = cache.cross_bias.shape[0], cache.cross_bias.device
             tokens = torch.full((batch,), self.config.decoder_start_token_id, device=device)
-        t = cache.position
-        bias = cache.bias[:, :, t : t + 1, : t + 1]
-        x = self.shared(tokens)[:, None]
+        x, bias = self.shared(tokens)[:, None], cache.step_bias()
         for layer, block in enumerate(self.decoder.blocks):
-            x = block(x, bias, cache.cross_kv[layer], cache.cross_bias, cache.extend(layer))
-        cache.position += 1
+            x = block(x, bias, cache.cross_kv[layer], cache.cross_bias, partial(cache.store, layer))
+        cache.advance()
         return self.head(self.decoder.norm(x))[:, 0]
 
 
@@ -283,5 +258,6 @@ def initialise(model: T5, seed: int) -> T5:
         kind = name.split(".")[-2]
         if kind in scales:
             std = config.initializer_factor * scales[kind]
-            parameter.data.normal_(0.0, std, generator=generator)
+            with torch.no_grad():
+                parameter.normal_(0.0, std, generator=generator)
     return model

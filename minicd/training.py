@@ -46,8 +46,9 @@ class BatchSource(Protocol):
 class Epochs:
     """Shuffled passes over examples. Batches hold answers of similar length, which saves about a third of the padding."""
 
-    def __init__(self, examples: Examples, batch_size: int, epochs: float, seed: int):
-        self.examples, self.batch_size, self.seed = examples, min(batch_size, len(examples)), seed
+    def __init__(self, examples: Examples, batch_size: int, epochs: float, seed: int, pad: int = 0):
+        """`pad`: what fills short prompts up, the model's `config.pad_token_id`."""
+        self.examples, self.batch_size, self.seed, self.pad = examples, min(batch_size, len(examples)), seed, pad
         self.per_epoch = len(examples) // self.batch_size
         self.steps = max(1, round(epochs * self.per_epoch))
         self.epoch, self.order = -1, []
@@ -60,7 +61,7 @@ class Epochs:
         if epoch != self.epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             self.epoch, self.order = epoch, length_buckets(self.examples, self.batch_size, generator)
-        return self.examples.batch(self.order[batch])
+        return self.examples.batch(self.order[batch], self.pad)
 
 
 def length_buckets(examples: Examples, batch_size: int, generator: torch.Generator, window: int = 16) -> list[Tensor]:
@@ -162,7 +163,7 @@ def make_optimisers(model: nn.Module, settings: FitSettings) -> list[torch.optim
     if settings.optimiser not in ("adamw", "muon"):
         raise ValueError(f"optimiser {settings.optimiser!r} is unknown; known: adamw, muon")
     muon = settings.optimiser == "muon"
-    matrices = [p for name, p in model.named_parameters() if muon and ".blocks." in name and p.ndim == 2]
+    matrices = [p for name, p in model.named_parameters() if muon and "blocks." in name and p.ndim == 2]
     inside = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in inside]
     optimisers: list = [torch.optim.AdamW(rest, lr=settings.lr, weight_decay=0.0, fused=True)]

@@ -13,7 +13,7 @@ from minicd.t5 import T5, RelativeBias, T5Config, initialise
 
 FIXTURES = Path(__file__).parent / "fixtures"
 # The last is the second as transformers 5 saves it: its config.json says that embedding and head are tied, and they are not.
-FOLDERS = ["t5-v1.0", "t5-v1.1", "t5-buckets", "t5-v1.1-resaved"]
+FOLDERS = ["t5-v1.0", "t5-v1.1", "t5-buckets", "t5-sharded", "t5-v1.1-resaved"]
 TOLERANCE = 1e-4  # of logits which differ by 0.4 and more between positions and prompts
 
 

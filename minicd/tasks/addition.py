@@ -33,12 +33,12 @@ PAPER = {"teacher": 93, "before": 0, "after": 95, "scratchpad_then_direct": 72, 
 
 def scratchpad_examples(questions: list[str], tokenizer: TextTokenizer, style: str) -> Examples:
     return Examples.hard(tokenizer.encode_all([teacher_template(q) for q in questions]),
-                         tokenizer.encode_all([SCRATCHPADS[style](q) for q in questions]))
+                         tokenizer.encode_answers([SCRATCHPADS[style](q) for q in questions]))
 
 
 def direct_examples(questions: list[str], tokenizer: TextTokenizer) -> Examples:
     return Examples.hard(tokenizer.encode_all([student_template(q) for q in questions]),
-                         tokenizer.encode_all([answer(q) for q in questions]))
+                         tokenizer.encode_answers([answer(q) for q in questions]))
 
 
 @dataclass
@@ -144,8 +144,9 @@ class AdditionRun:
 
     def supervised(self, start: nn.Module, examples: Examples, epochs: float, name: str, progress: Path) -> nn.Module:
         model, settings = deepcopy(start), self.fit_settings("teacher")
-        history = fit(model, Epochs(examples, settings.batch_size, epochs, self.seed), settings, seed=self.seed, name=name,
-                      checkpoint=progress, save_every=self.settings.save_every)
+        batches = Epochs(examples, settings.batch_size, epochs, self.seed, model.config.pad_token_id)
+        history = fit(model, batches, settings, seed=self.seed, name=name, checkpoint=progress,
+                      save_every=self.settings.save_every)
         self.folder.note("losses", name, history)
         return model
 

@@ -155,7 +155,7 @@ class PocketText:
         longest = min(11, 4 + round(14 * window * self.WINDOW / self.steps))
         items = [pocket_item(rng, longest) for _ in range(self.WINDOW * self.batch_size)]
         return Examples.hard(self.tokenizer.encode_all([prompt for prompt, _ in items]),
-                             self.tokenizer.encode_all([answer for _, answer in items]))
+                             self.tokenizer.encode_answers([answer for _, answer in items]))
 
 
 def pocket_model(tokenizer: TextTokenizer, seed: int) -> T5:

@@ -1,0 +1,291 @@
+"""The decoder-only transformer: GPT-2, XGLM (the architecture of InCoder), Llama, Qwen2, Qwen3. One block, a few switches.
+
+All are pre-norm residual networks. They differ in how positions enter (learned or sinusoidal embeddings at the bottom, or
+rotations of queries and keys in every layer), in the norm, in the feed-forward part, and in which matrices have a bias.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .layers import Embedding, KeyValues, RMSNorm, attend, check_fields
+
+ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "gelu_new": partial(F.gelu, approximate="tanh")}
+ACTIVATIONS["gelu_pytorch_tanh"] = ACTIVATIONS["gelu_new"]
+
+
+@dataclass
+class DecoderConfig:
+    """The switches of the block. `families.py` makes one from a Hugging Face config.json of any family."""
+
+    family: str  # model_type in config.json
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    ff_size: int
+    max_positions: int  # most tokens of prompt and answer together
+    positions: str  # learned, sinusoidal or rotary
+    norm: str  # layer or rms
+    activation: str
+    gated: bool  # act(gate x) * up x, or act(wi x)
+    qkv_bias: bool
+    o_bias: bool
+    ff_bias: bool
+    qk_norm: bool  # RMS norm of each head's queries and keys
+    tie_word_embeddings: bool
+    epsilon: float
+    embedding_scale: float = 1.0
+    dropout_rate: float = 0.0
+    rope_theta: float = 10000.0
+    rope_scaling: dict = field(default_factory=dict)  # {}: none; else rope_type linear or llama3, and its numbers
+    eos_token_id: int = -1  # -1: none
+    more_eos_token_ids: tuple = ()
+    pad_token_id: int = -1  # no token at all, since many of these models have none for padding
+    source: dict = field(default_factory=dict)  # config.json as it was read
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation {self.activation!r} is unknown; known: {', '.join(ACTIVATIONS)}")
+        if self.kv_heads < 1 or self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} key heads evenly")
+        if self.positions == "rotary" and self.head_size % 2:
+            raise ValueError(f"rotary positions need an even head size, not {self.head_size}")
+
+
+class Attention(nn.Module):
+    """Causal multi-head or grouped-query attention; queries, keys and values are one matrix product."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.heads, self.kv_heads, self.head_size = config.heads, config.kv_heads, config.head_size
+        self.qkv = nn.Linear(config.width, (config.heads + 2 * config.kv_heads) * config.head_size, bias=config.qkv_bias)
+        self.o = nn.Linear(config.heads * config.head_size, config.width, bias=config.o_bias)
+        self.qk_norm = config.qk_norm
+        if config.qk_norm:
+            self.q_norm, self.k_norm = (RMSNorm(config.head_size, config.epsilon) for _ in range(2))
+
+    def forward(self, x: Tensor, bias: Tensor, rotation, store) -> Tensor:
+        """x [B, T, width]; `store` takes new keys and values [B, kv_heads, T, d] and returns those to look at."""
+        batch, length, _ = x.shape
+        qkv = self.qkv(x).view(batch, length, -1, self.head_size).transpose(1, 2)
+        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rotation is not None:
+            q, k = rotate(q, *rotation), rotate(k, *rotation)
+        y = attend(q, *store(k, v), bias, scale=self.head_size**-0.5)
+        return self.o(y.transpose(1, 2).reshape(batch, length, -1))
+
+
+class FeedForward(nn.Module):
+    """wo(act(wi x)), or the gated wo(act(gate x) * up x); gate and up are one matrix product."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.gated, self.activation = config.gated, ACTIVATIONS[config.activation]
+        self.wi = nn.Linear(config.width, config.ff_size * (2 if config.gated else 1), bias=config.ff_bias)
+        self.wo = nn.Linear(config.ff_size, config.width, bias=config.ff_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.gated:
+            return self.wo(self.activation(self.wi(x)))
+        gate, up = self.wi(x).chunk(2, dim=-1)
+        return self.wo(self.activation(gate) * up)
+
+
+class Block(nn.Module):
+    """x + attention(norm x), then x + feed_forward(norm x)."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.attention_norm, self.attention = norm(config), Attention(config)
+        self.feed_forward_norm, self.feed_forward = norm(config), FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout_rate)
+
+    def forward(self, x: Tensor, bias: Tensor, rotation, store) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), bias, rotation, store))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+
+
+def norm(config: DecoderConfig) -> nn.Module:
+    return (RMSNorm if config.norm == "rms" else nn.LayerNorm)(config.width, config.epsilon)
+
+
+def frequencies(config: DecoderConfig, device: torch.device) -> Tensor:
+    """Radians per position of each pair of dimensions [d / 2] (Su et al., 2021), slowed down where the config says so."""
+    exponent = torch.arange(0, config.head_size, 2, device=device).float() / config.head_size
+    frequency, scaling = config.rope_theta**-exponent, config.rope_scaling
+    if scaling.get("rope_type") == "linear":
+        return frequency / scaling["factor"]
+    if scaling.get("rope_type") == "llama3":  # fast pairs as they are, slow ones slower by `factor`, a ramp between them
+        turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        ramp = ((turns - low) / (high - low)).clamp(0, 1)
+        return frequency * (ramp + (1 - ramp) / scaling["factor"])
+    return frequency
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn dimension i of x [B, heads, T, d] against dimension i + d/2; cos and sin [B, 1, T, d/2]."""
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+
+
+def sinusoids(positions: Tensor, width: int) -> Tensor:
+    """XGLM's position embeddings [..., width]: sines, then cosines; position 0 is the third row of its table."""
+    half = width // 2
+    frequency = torch.exp(torch.arange(half, device=positions.device) * -(math.log(10000) / (half - 1)))
+    angle = (positions + 2).float()[..., None] * frequency
+    return F.pad(torch.cat([angle.sin(), angle.cos()], dim=-1), (0, width % 2))
+
+
+class Cache(KeyValues):
+    """Keys and values of prompt and answer, how much padding each row begins with, and a mask that hides it."""
+
+    def __init__(self, layers: int, like: Tensor, length: int, padding: Tensor):
+        super().__init__(layers, like, length)
+        self.padding = padding  # [B]
+        self.first_logits: Tensor | None = None  # [B, V], what follows the prompt
+        self.slots = torch.arange(length, device=padding.device)
+        self.bias = hide(self.slots >= padding[:, None])[:, None, None]  # [B, 1, 1, length]
+
+    def step_bias(self) -> Tensor:
+        if self.clock is not None:
+            return self.bias + hide(self.slots <= self.clock)
+        return self.bias[..., : self.position + 1]
+
+    def step_positions(self) -> Tensor:
+        """[B, 1]"""
+        return ((self.position if self.clock is None else self.clock) - self.padding)[:, None]
+
+    def keep(self, rows: Tensor) -> None:
+        super().keep(rows)
+        self.padding, self.bias, self.first_logits = self.padding[rows], self.bias[rows], self.first_logits[rows]
+
+
+def hide(visible: Tensor) -> Tensor:
+    """0 where `visible`, -inf elsewhere."""
+    return torch.zeros(visible.shape, device=visible.device).masked_fill(~visible, -torch.inf)
+
+
+class Decoder(nn.Module):
+    """The model. Prompts and answers are [B, S] and [B, T] token ids, padded on the right with pad_token_id (-1)."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.config = config
+        self.tokens = Embedding(config.vocab_size, config.width)
+        if config.positions == "learned":
+            self.positions = Embedding(config.max_positions, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = norm(config)
+        self.dropout = nn.Dropout(config.dropout_rate)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
+
+    def forward(self, prompts: Tensor, answers: Tensor) -> Tensor:
+        """Teacher-forced logits [B, T, V]; logits[:, t] predicts answers[:, t] from the prompt and answers[:, :t].
+
+        Raises ValueError where a prompt and its answer are longer than the model's positions.
+        """
+        self.check_length(prompts, answers)
+        prompts, padding = to_the_right(prompts)
+        tokens = torch.cat([prompts, answers[:, :-1]], dim=1)
+        x = self.run(tokens, padding, lambda layer, k, v: (k, v))
+        return self.head(x[:, prompts.shape[1] - 1 :])
+
+    def check_length(self, prompts: Tensor, answers: Tensor) -> None:
+        if prompts.shape[1] + answers.shape[1] > self.config.max_positions:  # else no need to wait for the device
+            longest = int(((prompts >= 0).sum(1) + (answers >= 0).sum(1)).max())
+            if longest > self.config.max_positions:
+                raise ValueError(f"prompt and answer have {longest} tokens, the model only {self.config.max_positions} positions")
+
+    def run(self, tokens: Tensor, padding: Tensor, store) -> Tensor:
+        """All tokens [B, L] at once, each row beginning with padding [B] → states [B, L, width] before the last norm."""
+        slots = torch.arange(tokens.shape[1], device=tokens.device)
+        visible = (slots[None, :] <= slots[:, None]) & (slots >= padding[:, None])[:, None, None]
+        itself = torch.eye(len(slots), dtype=torch.bool, device=tokens.device)
+        bias = hide(visible | itself)  # padding sees itself, or its softmax would be 0/0
+        x, rotation = self.embed(tokens, (slots - padding[:, None]).clamp(0, self.config.max_positions - 1))
+        for layer, block in enumerate(self.blocks):
+            x = block(x, bias, rotation, partial(store, layer))
+        return x
+
+    def embed(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Token ids and positions [B, L] → inputs of the first block [B, L, width], and the rotation of all blocks."""
+        config, rotation = self.config, None
+        x = self.tokens(tokens.clamp(min=0))
+        if config.embedding_scale != 1.0:
+            x = x * config.embedding_scale
+        if config.positions == "learned":
+            x = x + self.positions(positions)
+        elif config.positions == "sinusoidal":
+            x = x + sinusoids(positions, config.width).to(x.dtype)
+        else:
+            angle = positions[:, None, :, None] * frequencies(config, tokens.device)
+            rotation = angle.cos(), angle.sin()
+        return self.dropout(x), rotation
+
+    def head(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        return self.tokens.head(x) if self.config.tie_word_embeddings else self.lm_head(x)
+
+    def prefill(self, prompts: Tensor, max_new_tokens: int) -> Cache:
+        """Read prompts [B, S] and make a cache with room for max_new_tokens steps.
+
+        Raises ValueError where these are more than the model has positions.
+        """
+        self.check_length(prompts, prompts.new_zeros(len(prompts), max_new_tokens))
+        prompts, padding = to_the_right(prompts)
+        like = self.tokens.weight.new_empty(len(prompts), self.config.kv_heads, 1, self.config.head_size)
+        if torch.is_autocast_enabled(like.device.type):
+            like = like.to(torch.get_autocast_dtype(like.device.type))
+        cache = Cache(len(self.blocks), like, prompts.shape[1] + max_new_tokens, padding)
+
+        def store(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+            cache.fill(layer, k, v)
+            return k, v
+
+        cache.first_logits = self.head(self.run(prompts, padding, store)[:, -1])
+        cache.position = prompts.shape[1]
+        return cache
+
+    def step(self, tokens: Tensor | None, cache: Cache) -> Tensor:
+        """Tokens [B] chosen last (None at the start) → next-token logits [B, V]; the cache moves on by one."""
+        if tokens is None:
+            return cache.first_logits
+        x, rotation = self.embed(tokens[:, None], cache.step_positions())
+        bias = cache.step_bias()
+        for layer, block in enumerate(self.blocks):
+            x = block(x, bias, rotation, partial(cache.store, layer))
+        cache.advance()
+        return self.head(x[:, 0])
+
+
+def to_the_right(prompts: Tensor) -> tuple[Tensor, Tensor]:
+    """Move prompts [B, S] to the right end, next to their answers; also returns the padding [B] that each row begins with."""
+    padding = (prompts < 0).sum(1)
+    index = torch.arange(prompts.shape[1], device=prompts.device) - padding[:, None]
+    return prompts.gather(1, index.clamp(min=0)).masked_fill(index < 0, -1), padding
+
+
+def initialise(model: Decoder, seed: int) -> Decoder:
+    """Random weights as GPT-2 draws them (standard deviation 0.02, biases 0); returns the model."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0.0, 0.02, generator=generator)
+            elif name.endswith("bias"):
+                parameter.zero_()
+    return model

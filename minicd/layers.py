@@ -1,0 +1,97 @@
+"""What both models are built from: RMS norm, attention over given keys and values, the static key/value cache."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+KINDS = {"int": int, "int | None": int, "float": (int, float), "bool": bool, "str": str, "dict": dict, "tuple": tuple}
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, computed in fp32 whatever the precision around it."""
+
+    def __init__(self, size: int, epsilon: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.float()
+        scale = torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.epsilon)
+        return (x32 * scale).to(self.weight.dtype) * self.weight
+
+
+class Embedding(nn.Embedding):
+    """Token embeddings that can also be the output head."""
+
+    def head(self, x: Tensor) -> Tensor:
+        """x [..., d] → logits [..., V]: how well it agrees with each token's embedding."""
+        return F.linear(x, self.weight)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """softmax(scale · q kᵀ + bias) v.  q [B, heads, T, d], k and v [B, kv_heads, S, d] → [B, heads, T, d].
+
+    Where kv_heads is smaller, neighbouring heads share a key head (grouped-query attention, Ainslie et al., 2023).
+    `bias` is broadcastable to [B, heads, T, S].
+    """
+    if q.shape[2] == 1 and q.device.type == "cpu":  # a decoding step: plain products beat the CPU's fused kernel
+        batch, heads, _, size = q.shape
+        kv_heads = k.shape[1]
+        q = (q if scale == 1.0 else q * scale).reshape(batch, kv_heads, heads // kv_heads, size)  # a group's heads as queries
+        if bias.shape[1] > 1 and kv_heads != heads:
+            bias = bias.reshape(-1, kv_heads, heads // kv_heads, bias.shape[-1])
+        weights = (q @ k.transpose(-2, -1)).float().add_(bias).softmax(-1)
+        return (weights.to(v.dtype) @ v).reshape(batch, heads, 1, size)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=scale, enable_gqa=k.shape[1] != q.shape[1])
+
+
+class KeyValues:
+    """The keys and values of all steps so far, in memory laid out once: for each layer [2, B, heads, length, d].
+
+    Either `position` is a number and `store` returns what has been filled, or `clock` holds it on the device and `store`
+    returns the whole memory, so that a recorded step can be replayed: its mask must hide what is not filled.
+    """
+
+    def __init__(self, layers: int, like: Tensor, length: int):
+        """`like` [B, heads, any, d]: keys of the right batch, type and device."""
+        batch, heads, _, size = like.shape
+        self.memory = [like.new_zeros(2, batch, heads, length, size) for _ in range(layers)]
+        self.position, self.length = 0, length
+        self.clock: Tensor | None = None  # [1]
+
+    def fill(self, layer: int, k: Tensor, v: Tensor) -> None:
+        """Put the keys and values of a whole prompt at the beginning."""
+        self.memory[layer][0, :, :, : k.shape[2]] = k
+        self.memory[layer][1, :, :, : k.shape[2]] = v
+
+    def store(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write one step's keys and values [B, heads, 1, d]; returns all that attention is to look at."""
+        keys, values = self.memory[layer]
+        if self.clock is not None:
+            return keys.index_copy_(2, self.clock, k.to(keys.dtype)), values.index_copy_(2, self.clock, v.to(keys.dtype))
+        t = self.position
+        keys[:, :, t], values[:, :, t] = k[:, :, 0], v[:, :, 0]
+        return keys[:, :, : t + 1], values[:, :, : t + 1]
+
+    def advance(self) -> None:
+        self.position += 1
+        if self.clock is not None:
+            self.clock += 1
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all but these rows [R] of the batch."""
+        self.memory = [memory[:, rows] for memory in self.memory]
+
+
+def check_fields(config) -> None:
+    """Raises ValueError where a field of the dataclass is of a wrong type, or a size is negative."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        wrong = not isinstance(value, KINDS[field.type]) or (isinstance(value, bool) and field.type != "bool")
+        if wrong or (field.type.startswith("int") and value < (-1 if field.name.endswith("_token_id") else 0)):
+            raise ValueError(f"{field.name} cannot be {value!r}")

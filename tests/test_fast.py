@@ -1,0 +1,228 @@
+"""What speeds decoding up must not change it: packed matrices, the step that can be recorded, smaller batches."""
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import tiny_t5
+
+from minicd import fast, sampling
+from minicd.checkpoint import load
+from minicd.fast import packed
+from minicd.sampling import generate, score
+from minicd.tokenizer import word_tokenizer
+
+FIXTURES = Path(__file__).parent / "fixtures"
+FOLDERS = ["t5-v1.0", "t5-v1.1", "gpt2", "xglm", "llama", "qwen3"]
+pytestmark = pytest.mark.usefixtures("fp32")
+
+
+@pytest.fixture(scope="module", params=FOLDERS)
+def model(request):
+    return load(FIXTURES / request.param)[0]
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(3, 30, (n,), generator=generator).tolist() for n in (9, 1, 4, 9, 7, 2, 3, 8)]
+
+
+def as_batch(model, prompts: list[list[int]]) -> torch.Tensor:
+    return sampling.pad(prompts, model.config.pad_token_id)
+
+
+@torch.no_grad()
+def steps(model, prompts: torch.Tensor, tokens: torch.Tensor, clock: bool) -> torch.Tensor:
+    """Logits [T + 1, B, V] of fixed tokens [T, B], with the cache's position as a number or as a tensor."""
+    cache = model.prefill(prompts, len(tokens) + 1)
+    logits = [model.step(None, cache)]
+    if clock:
+        cache.clock = torch.tensor([cache.position])
+    for t, row in enumerate(tokens):
+        logits.append(model.step(row, cache))
+        if t == 1:
+            cache.keep(torch.arange(len(prompts)))
+    return torch.stack(logits)
+
+
+def test_a_step_that_can_be_recorded_computes_what_a_plain_one_does(model, prompts):
+    """The recorded step reads all of the cache's memory behind a mask, the plain one only what is filled."""
+    tokens = torch.randint(3, 30, (6, len(prompts)), generator=torch.Generator().manual_seed(1))
+    plain, recordable = (steps(model, as_batch(model, prompts), tokens, clock) for clock in (False, True))
+    assert torch.allclose(plain, recordable, atol=2e-5)
+    assert not torch.allclose(plain[2], plain[3], atol=1e-2)
+
+
+def test_a_recordable_step_makes_no_tensor_depend_on_the_step_number(model, prompts):
+    """Replaying it must be enough: called twice with only the clock moved on, it gives what two plain steps give."""
+    batch, token = as_batch(model, prompts), torch.full((len(prompts),), 5)
+    plain = steps(model, batch, token.expand(3, -1), clock=False)
+    with torch.no_grad():
+        cache = model.prefill(batch, 4)
+        model.step(None, cache)
+        cache.clock = torch.tensor([cache.position])
+        for t in range(3):
+            cache.position = -10**6  # what a replay does not know
+            assert torch.allclose(model.step(token, cache), plain[t + 1], atol=2e-5)
+
+
+def test_packed_matrices_change_no_completion(model, prompts, monkeypatch):
+    monkeypatch.setattr(fast, "PACKED_PAYS", 0)
+    used = []
+    call = fast.PackedLinear.__call__
+    monkeypatch.setattr(fast.PackedLinear, "__call__", lambda self, x: (used.append(1), call(self, x))[1])
+    quick, logits = generate(model, prompts, 12, temperature=0), score(model, prompts, prompts)
+    monkeypatch.setattr(fast, "can_pack", lambda: False)
+    count = len(used)
+    assert quick == generate(model, prompts, 12, temperature=0)
+    assert all(torch.allclose(a, b, atol=2e-5) for a, b in zip(logits, score(model, prompts, prompts)))
+    assert count > 0 and len(used) == count
+
+
+@pytest.mark.skipif(not fast.can_pack(), reason="this PyTorch packs no weights")
+def test_weights_changed_between_two_calls_count(prompts, monkeypatch):
+    """A packed copy must not outlive the call that made it."""
+    monkeypatch.setattr(fast, "PACKED_PAYS", 0)
+    model = tiny_t5(30, initializer_factor=3.0)
+    generate(model, prompts, 5, temperature=0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.data.mul_(0.5)
+    assert generate(model, prompts, 5, temperature=0) == generate(load_copy(model), prompts, 5, temperature=0)
+
+
+def load_copy(model):
+    other = tiny_t5(30, seed=1)
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+def test_an_error_inside_leaves_the_model_unpacked():
+    model = tiny_t5(30)
+    with pytest.raises(KeyError), packed(model):
+        assert not fast.can_pack() or "forward" in vars(model.lm_head)
+        raise KeyError
+    assert not any("forward" in vars(m) or "head" in vars(m) for m in model.modules())
+
+
+def test_packed_under_autocast_is_bf16():
+    model, x = tiny_t5(30), torch.randn(4, 16)
+    with torch.no_grad(), packed(model), torch.autocast("cpu", torch.bfloat16):
+        packed_result = fast.PackedLinear(model.lm_head.weight)(x)
+        assert model.lm_head(x).dtype == packed_result.dtype == torch.bfloat16
+
+
+def short_of_memory(monkeypatch, model, most: int, error: Exception) -> list[int]:
+    """Prefill fails for batches of more than `most` rows. Returns a list that will hold the sizes tried."""
+    tried, prefill = [], model.prefill
+
+    def failing(prompts, *rest):
+        tried.append(len(prompts))
+        if len(prompts) > most:
+            raise error
+        return prefill(prompts, *rest)
+    monkeypatch.setattr(model, "prefill", failing)
+    return tried
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
+                                   RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")])
+def test_a_batch_that_does_not_fit_is_halved(prompts, monkeypatch, error):
+    model = tiny_t5(30, initializer_factor=3.0)
+    expected = generate(model, prompts, 8, temperature=0)
+    tried = short_of_memory(monkeypatch, model, 3, error)
+    with pytest.warns(UserWarning, match="out of memory at a batch of 8; going on with batches of 4"):
+        assert generate(model, prompts, 8, temperature=0) == expected
+    assert tried == [8, 4, 2, 2, 2, 2]
+
+
+def test_halving_leaves_the_random_numbers_as_they_were(prompts, monkeypatch):
+    model = tiny_t5(30, initializer_factor=3.0)
+    expected = generate(model, prompts, 8, generator=torch.Generator().manual_seed(3), batch_size=4)
+    short_of_memory(monkeypatch, model, 4, MemoryError())
+    with pytest.warns(UserWarning, match="out of memory"):
+        assert generate(model, prompts, 8, generator=torch.Generator().manual_seed(3)) == expected
+
+
+def test_one_row_that_does_not_fit_and_other_errors_are_errors(prompts, monkeypatch):
+    model = tiny_t5(30)
+    short_of_memory(monkeypatch, model, 0, MemoryError())
+    with pytest.raises(MemoryError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        generate(model, prompts, 8)
+    short_of_memory(monkeypatch, model, 0, RuntimeError("shapes do not match"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        generate(model, prompts, 8)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_cuda_graph_changes_no_completion(model, prompts, monkeypatch):
+    device_model = model.to("cuda")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        recorded = generate(device_model, prompts, 40, temperature=0)
+    monkeypatch.setattr(fast, "RECORD_FROM", 10**9)
+    assert recorded == generate(device_model, prompts, 40, temperature=0)
+    model.to("cpu")
+
+
+WORDS = ["zero", "one", "two", "three", "stop", "here"]
+
+
+def greedy_chain(text: list[str]):
+    """A model of the tiny tokenizer's vocabulary which writes `text` whatever it is asked: its step is replaced."""
+    tokenizer = word_tokenizer(WORDS)
+    model, ids = tiny_t5(len(tokenizer)), tokenizer.encode(" ".join(text))
+    step = model.step
+
+    def scripted(tokens, cache):
+        position = cache.position
+        return torch.nn.functional.one_hot(torch.tensor(ids)[position % len(ids)], len(tokenizer)).float() + 0 * step(tokens, cache)
+    model.step = scripted
+    return model, tokenizer
+
+
+@pytest.mark.parametrize("stop, most, kept, reason", [
+    ((), 20, "one two three stop here zero", "eos"), ((), 3, "one two three", "length"),
+    (("stop here",), 20, "one two three", "stop"), (("stop",), 20, "one two three", "stop"), (("two",), 20, "one", "stop"),
+    (("here", "three"), 20, "one two", "stop"), (("here two",), 20, "one two three stop here zero", "eos"),
+    (("o three",), 20, "one", "stop"),  # begins in the middle of the second word
+    ((6,), 20, "one two", "stop"), ((6, "two"), 20, "one", "stop"), (("one",), 20, "", "stop")])
+def test_stop_strings_and_reasons(stop, most, kept, reason):
+    model, tokenizer = greedy_chain(["one", "two", "three", "stop", "here", "zero"])
+    assert tokenizer.encode("three")[0] == 6
+    [tokens], [why] = generate(model, [[5]], most, temperature=0, stop=stop, tokenizer=tokenizer, reasons=True)
+    assert (tokenizer.decode(tokens), why) == (kept, reason)
+
+
+def test_a_stop_string_ends_the_sampling():
+    """And not only the text: no step is made after it has been seen."""
+    model, tokenizer = greedy_chain(["one", "two"] * 50)
+    calls, step = [], model.step
+    model.step = lambda tokens, cache: (calls.append(1), step(tokens, cache))[1]
+    generate(model, [[5], [6]], 90, temperature=0, stop=["two one"], tokenizer=tokenizer)
+    assert len(calls) <= 3 + sampling.LOOK_EVERY
+
+
+@pytest.mark.parametrize("stop, tokenizer", [(["x"], None), ([""], word_tokenizer(WORDS))])
+def test_stop_strings_that_cannot_be_looked_for(stop, tokenizer):
+    with pytest.raises(ValueError, match="stop strings"):
+        generate(tiny_t5(9), [[5]], 4, stop=stop, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("prompts, words", [([[3], [3, 30]], "outside 0…29"), ([[3, -1]], "outside 0…29"), ([[]], "prompt 0 is empty")])
+def test_prompts_of_another_tokenizer_are_refused(prompts, words):
+    with pytest.raises(ValueError, match=words):
+        generate(tiny_t5(30), prompts, 4)
+
+
+@pytest.mark.parametrize("folder", ["gpt2", "llama"])
+def test_a_prompt_too_long_for_the_model_is_named(folder):
+    model, _ = load(FIXTURES / folder)
+    most = json.loads((FIXTURES / folder / "config.json").read_text()).get("n_positions") or model.config.max_positions
+    assert len(generate(model, [[5] * (most - 4)], 4, temperature=0)[0]) <= 4
+    with pytest.raises(ValueError, match=f"prompt 1 has {most - 3} tokens; with 4 new ones these are more than the model's {most}"):
+        generate(model, [[5], [5] * (most - 3)], 4)
