@@ -1,9 +1,12 @@
-"""Folders that load, in every layout and type; and configs that must not. What is damaged is in test_damage.py."""
+"""Folders that load, in every layout and type of numbers, and saves, interrupted ones too. See also test_configs, test_damage."""
 
 import dataclasses
+import errno
 import json
 import math
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -321,3 +324,65 @@ def test_loading_needs_little_more_memory_than_the_model(tmp_path):
     factor, compiler = done.stdout.split()
     assert 0.9 < float(factor) < 1.3, done.stdout
     assert compiler == "False"
+
+
+# interrupted saves
+
+
+class FullDisk:
+    """A file that takes half of what it is given."""
+
+    def __init__(self, file, error):
+        self.file, self.error = file, error
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+
+    def writelines(self, pieces):
+        data = b"".join(pieces)
+        self.file.write(data[: len(data) // 2])
+        raise self.error
+
+
+def full_disk(monkeypatch, error) -> None:
+    monkeypatch.setattr(files, "open", lambda *how: FullDisk(open(*how), error), raising=False)
+
+
+def failing(name: str):
+    def install(monkeypatch, error) -> None:
+        def fail(*arguments):
+            raise error
+        monkeypatch.setattr(files.os, name, fail)
+    return install
+
+
+@pytest.mark.parametrize("interrupt", [full_disk, failing("fsync"), failing("replace")], ids=["write", "fsync", "replace"])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=["full", "Ctrl-C"])
+def test_an_interrupted_save_leaves_the_old_files_and_nothing_else(folder, monkeypatch, interrupt, error):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for save in (lambda: checkpoint.save(tiny_t5(16, seed=9), word_tokenizer(["other"]), folder),
+                 lambda: files.atomic_safetensors(folder / "model.safetensors", {"x": torch.ones(3)})):
+        with monkeypatch.context() as patch, pytest.raises(type(error)):
+            interrupt(patch, error)
+            save()
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_killed_save_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    child = os.fork()
+    if child == 0:  # dies when all is written and nothing renamed
+        try:
+            files.os.fsync = lambda number: os.kill(os.getpid(), signal.SIGKILL)
+            files.atomic_bytes(path, b"new" * 1000)
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert path.read_bytes() == b"old"
+    files.atomic_bytes(path, b"new")
+    assert path.read_bytes() == b"new"

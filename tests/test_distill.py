@@ -74,7 +74,7 @@ def practised(teacher) -> tuple[Recorder, Examples]:
 
 def tensors(items: Examples) -> list[torch.Tensor]:
     parts = (items.prompts, items.answers, items.labels.ids)
-    return [*(part.values for part in parts), *(part.starts for part in parts), items.labels.counts]
+    return [*(part.values for part in parts), *(part.starts for part in parts), items.labels.weights]
 
 
 def same(a: Examples, b: Examples) -> bool:
@@ -84,7 +84,7 @@ def same(a: Examples, b: Examples) -> bool:
 def label_of(labels: SoftLabels, row: int) -> torch.Tensor:
     """The label's counts, dense: [V]."""
     counts = torch.zeros(VOCABULARY, dtype=torch.float64)
-    counts[labels.ids[row]] = labels.counts[labels.ids.starts[row] : labels.ids.starts[row + 1]].double()
+    counts[labels.ids[row]] = labels.weights[labels.ids.starts[row] : labels.ids.starts[row + 1]].double()
     return counts
 
 

@@ -18,7 +18,7 @@ def dense(labels: SoftLabels, vocabulary: int) -> torch.Tensor:
     result = torch.zeros(len(labels.ids), vocabulary, dtype=torch.float64)
     for m in range(len(labels.ids)):
         start, end = labels.ids.starts[m], labels.ids.starts[m + 1]
-        for token, count in zip(labels.ids[m], labels.counts[start:end].tolist()):
+        for token, count in zip(labels.ids[m], labels.weights[start:end].tolist()):
             result[m, token] += count
     return result / result.sum(-1, keepdim=True)
 
@@ -27,7 +27,7 @@ def same(a: Examples, b: Examples) -> bool:
     """Bit for bit, element types included."""
     def tensors(x: Examples) -> list[torch.Tensor]:
         parts = (x.prompts, x.answers, x.labels.ids)
-        return [*(part.values for part in parts), *(part.starts for part in parts), x.labels.counts]
+        return [*(part.values for part in parts), *(part.starts for part in parts), x.labels.weights]
     return all(s.dtype == t.dtype and torch.equal(s, t) for s, t in zip(tensors(a), tensors(b)))
 
 
@@ -44,10 +44,10 @@ def test_sampled_counts_sum_to_the_number_of_samples():
     logits = torch.randn(50, 30, generator=seeded(0))
     for samples in (1, 7, 100):
         labels = SoftLabels.sample(logits, samples, seeded(1))
-        assert len(labels.ids) == 50 and len(labels.counts) == len(labels.ids.values)
+        assert len(labels.ids) == 50 and len(labels.weights) == len(labels.ids.values)
         for m in range(50):
             tokens = labels.ids[m]
-            counts = labels.counts[labels.ids.starts[m] : labels.ids.starts[m + 1]]
+            counts = labels.weights[labels.ids.starts[m] : labels.ids.starts[m + 1]]
             assert counts.sum() == samples and counts.min() >= 1
             assert len(set(tokens)) == len(tokens), "every token is named once"
 
@@ -56,13 +56,13 @@ def test_certain_distributions_have_certain_labels():
     logits = torch.full((3, 6), -1e4)
     logits[[0, 1, 2], [4, 0, 5]] = 1e4
     labels = SoftLabels.sample(logits, 100, seeded(0))
-    assert [labels.ids[m] for m in range(3)] == [[4], [0], [5]] and labels.counts.tolist() == [100] * 3
+    assert [labels.ids[m] for m in range(3)] == [[4], [0], [5]] and labels.weights.tolist() == [100] * 3
 
 
 def test_the_generator_decides_the_labels():
     logits = torch.randn(40, 20, generator=seeded(0))
     first, again, other = (SoftLabels.sample(logits, 10, seeded(seed)) for seed in (1, 1, 2))
-    assert torch.equal(first.ids.values, again.ids.values) and torch.equal(first.counts, again.counts)
+    assert torch.equal(first.ids.values, again.ids.values) and torch.equal(first.weights, again.weights)
     assert torch.equal(first.ids.starts, again.ids.starts)
     assert not torch.equal(dense(first, 20), dense(other, 20))
 
@@ -146,7 +146,7 @@ def test_take_and_join_move_whole_labels():
     assert torch.equal(dense(labels.take(rows), 8), expected[rows])
     back = SoftLabels.join([labels.take(torch.tensor([0, 1])), labels.take(torch.tensor([2, 3, 4, 5]))])
     assert torch.equal(back.ids.values, labels.ids.values) and torch.equal(back.ids.starts, labels.ids.starts)
-    assert torch.equal(back.counts, labels.counts)
+    assert torch.equal(back.weights, labels.weights)
 
 
 def test_batch_by_hand(examples):

@@ -295,7 +295,7 @@ def spiece_bytes(pieces=PIECES, trainer: bytes = b"", normaliser: bytes = field(
 
 
 def test_hand_made_spiece_model(tmp_path):
-    (tmp_path / "spiece.model").write_bytes(spiece_bytes())
+    (tmp_path / "spiece.model").write_bytes(spiece_bytes(announced=99, trainer=field(4, 10)))  # of two values the last counts
     tokenizer, text = TextTokenizer.load(tmp_path), " the  rings\t<extra_id_3> zz</s>é"
     ids = tokenizer.encode(text)
     assert ids == [4, 3, 7, 8, 106, 3, 2, 1, 3, 9, EOS]  # ten pieces and a hundred sentinels, of which <extra_id_0> is last
