@@ -2,10 +2,10 @@
 
 from . import losses, metrics
 from .checkpoint import load, save
-from .distill import Context, NoAnswers, PracticeSettings, distill, practice
+from .distill import Context, NoAnswers, OnPolicy, PracticeSettings, RoundSettings, distill, everything, practice, rounds
 from .labels import Examples, SoftLabels
 from .sampling import generate, score
 from .training import FitSettings, fit
 
-__all__ = ["Context", "Examples", "FitSettings", "NoAnswers", "PracticeSettings", "SoftLabels", "distill", "fit", "generate",
-           "load", "losses", "metrics", "practice", "save", "score"]
+__all__ = ["Context", "Examples", "FitSettings", "NoAnswers", "OnPolicy", "PracticeSettings", "RoundSettings", "SoftLabels",
+           "distill", "everything", "fit", "generate", "load", "losses", "metrics", "practice", "rounds", "save", "score"]

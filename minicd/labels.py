@@ -1,4 +1,4 @@
-"""Soft labels, kept sparse (token ids + counts), and the practice sets that carry them.
+"""Soft labels, kept sparse (token ids + counts or probabilities), and the practice sets that carry them.
 
 A practice set is a plain artefact: prompts, answers and one soft label for every answer token, in one safetensors file. It
 can be inspected, shared, and trained on again with another loss.
@@ -74,10 +74,13 @@ class LabelBatch:
 
 @dataclass
 class SoftLabels:
-    """Sparse distributions over the vocabulary at M positions: row m of `ids` names tokens, `counts` their draws."""
+    """Sparse distributions over the vocabulary at M positions: row m of `ids` names tokens, `weights` says how likely.
+
+    Weights are either counts of draws (integers), or probabilities, whose sum may leave something for the other tokens.
+    """
 
     ids: Ragged
-    counts: Tensor  # [entries] int32, aligned with ids.values
+    weights: Tensor  # [entries] int32 or float32, aligned with ids.values
 
     @classmethod
     def sample(cls, logits: Tensor, samples: int, generator: torch.Generator | None = None) -> SoftLabels:
@@ -95,29 +98,39 @@ class SoftLabels:
         return cls(Ragged(draws.flatten()[where].int(), starts), counts.int())
 
     @classmethod
+    def top(cls, logits: Tensor, k: int = 0) -> SoftLabels:
+        """The k most likely tokens of softmax(logits [M, V]), or with k = 0 all of them: an exact label."""
+        positions, vocabulary = logits.shape
+        weights, ids = logits.float().softmax(-1).topk(k if 0 < k < vocabulary else vocabulary, dim=-1)
+        starts = torch.arange(positions + 1) * weights.shape[1]
+        return cls(Ragged(ids.int().cpu().flatten(), starts), weights.cpu().flatten())
+
+    @classmethod
     def one_hot(cls, tokens: Tensor) -> SoftLabels:
-        """Hard labels for tokens [M]: a single sample each."""
+        """Hard labels for tokens [M]: each a single sample, or a token of probability 1."""
         ids = Ragged(tokens.to(torch.int32, copy=True), torch.arange(len(tokens) + 1))
         return cls(ids, torch.ones(len(tokens), dtype=torch.int32))
 
     @classmethod
     def join(cls, parts: Sequence[SoftLabels]) -> SoftLabels:
-        return cls(Ragged.join([part.ids for part in parts]), torch.cat([part.counts for part in parts]))
+        return cls(Ragged.join([part.ids for part in parts]), torch.cat([part.weights for part in parts]))
 
     def take(self, rows: Tensor) -> SoftLabels:
         """The labels of these rows [R], in this order."""
         entries, real = self.ids.positions(rows)
         entries = entries[real]
         starts = torch.cat([torch.zeros(1, dtype=torch.int64), self.ids.lengths[rows].cumsum(0)])
-        return SoftLabels(Ragged(self.ids.values[entries], starts), self.counts[entries])
+        return SoftLabels(Ragged(self.ids.values[entries], starts), self.weights[entries])
 
     def padded(self, positions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Positions [B, T] and which are real → ids [B, T, K] and probabilities [B, T, K]."""
         positions = positions.clamp(max=len(self.ids) - 1)
         ids, real = self.ids.padded(positions)
         entries, _ = self.ids.positions(positions)
-        counts = self.counts[entries.clamp(max=len(self.counts) - 1)] * (real & mask[..., None])
-        return ids, counts / counts.sum(-1, keepdim=True).clamp(min=1)
+        weights = self.weights[entries.clamp(max=len(self.weights) - 1)] * (real & mask[..., None])
+        if weights.is_floating_point():
+            return ids, weights
+        return ids, weights / weights.sum(-1, keepdim=True).clamp(min=1)
 
 
 @dataclass
@@ -154,7 +167,7 @@ class Examples:
         tensors = {"prompts.values": self.prompts.values, "prompts.starts": self.prompts.starts,
                    "answers.values": self.answers.values, "answers.starts": self.answers.starts,
                    "labels.ids": self.labels.ids.values, "labels.starts": self.labels.ids.starts,
-                   "labels.counts": self.labels.counts}
+                   "labels.weights": self.labels.weights}
         atomic_safetensors(path, tensors, metadata)
 
     @classmethod
@@ -165,4 +178,4 @@ class Examples:
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged ({error}); delete it to practise anew") from None
         return cls(Ragged(t["prompts.values"], t["prompts.starts"]), Ragged(t["answers.values"], t["answers.starts"]),
-                   SoftLabels(Ragged(t["labels.ids"], t["labels.starts"]), t["labels.counts"]))
+                   SoftLabels(Ragged(t["labels.ids"], t["labels.starts"]), t["labels.weights"]))

@@ -11,12 +11,18 @@ function and name it in LOSSES; `train.py --loss NAME` then finds it. `labels` h
     ids     [B, T, K]  the tokens that the soft label names
     weights [B, T, K]  their probabilities; zero where there are fewer than K
     mask    [B, T]     true at the answer's tokens, false at padding
+A label is drawn (`empirical`: 100 samples of q), or exact (all of q), or its k most likely tokens. In the last case the rest
+of the vocabulary is one more outcome, the tail, with the probability that remains: then every sum below runs over k + 1.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+FLOOR = 1e-10  # the least probability in the losses that take the logarithm of the label
 
 
 def empirical(logits: Tensor, labels) -> Tensor:
@@ -35,6 +41,43 @@ def hard(logits: Tensor, labels) -> Tensor:
     return z.logsumexp(-1) - z.gather(-1, labels.tokens[..., None])[..., 0]
 
 
+def forward(logits: Tensor, labels) -> Tensor:
+    """KL(q ‖ p) = Σ_v q(v) (log q(v) − log p(v)), over the vocabulary or over the k most likely tokens and the tail."""
+    q, p = outcomes(logits, labels)
+    return kl(q, p)
+
+
+def reverse(logits: Tensor, labels) -> Tensor:
+    """KL(p ‖ q) = Σ_v p(v) (log p(v) − log q(v)): to avoid what the teacher finds unlikely (Gu et al., 2024)."""
+    q, p = outcomes(logits, labels)
+    return kl(p, q)
+
+
+def jsd(logits: Tensor, labels, beta: float = 0.5) -> Tensor:
+    """β KL(q ‖ m) + (1 − β) KL(p ‖ m) with m = β q + (1 − β) p (generalised Jensen-Shannon, Agarwal et al., 2024)."""
+    q, p = outcomes(logits, labels)
+    m = torch.logaddexp(q + math.log(beta), p + math.log(1 - beta))
+    return beta * kl(q, m) + (1 - beta) * kl(p, m)
+
+
+def kl(a: Tensor, b: Tensor) -> Tensor:
+    """Log-probabilities [..., K] → Σ exp(a) (a − b) [...]."""
+    return (a.exp() * (a - b)).sum(-1)
+
+
+def outcomes(logits: Tensor, labels) -> tuple[Tensor, Tensor]:
+    """Teacher's and student's log-probabilities [B, T, K + 1] of the tokens that the label names, and of the tail.
+
+    Nothing is less likely than FLOOR: a label with no tail leaves log 0 otherwise, which `reverse` would multiply with p.
+    """
+    z = at_least_fp32(logits)
+    named = labels.weights > 0
+    p = z.gather(-1, labels.ids) - z.logsumexp(-1, keepdim=True)
+    p = p.masked_fill(~named, -torch.inf).exp()
+    q = labels.weights.to(p.dtype)
+    return tuple(torch.cat([x, 1 - x.sum(-1, keepdim=True)], dim=-1).clamp(min=FLOOR).log() for x in (q, p))
+
+
 def at_least_fp32(logits: Tensor) -> Tensor:
     """Half precision becomes fp32; fp32 and fp64 stay as they are."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -45,4 +88,4 @@ def mean_over_answers(per_token: Tensor, mask: Tensor) -> Tensor:
     return per_token.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
 
 
-LOSSES = {"empirical": empirical, "hard": hard}
+LOSSES = {"empirical": empirical, "hard": hard, "exact": forward, "topk": forward, "reverse": reverse, "jsd": jsd}

@@ -241,7 +241,7 @@ def show_example(context: Context, tokenizer: TextTokenizer, teacher: nn.Module,
     prompt = tokenizer.encode(context.teacher(question))
     completion = generate(teacher, [prompt], max_new_tokens, generator=torch.Generator(next(teacher.parameters()).device))[0]
     found = context.extract(completion)
-    ids, counts = items.labels.ids[0], items.labels.counts[: int(items.labels.ids.starts[1])]
+    ids, counts = items.labels.ids[0], items.labels.weights[: int(items.labels.ids.starts[1])]
     label = ", ".join(f"{token!r} {count}/{int(counts.sum())}" for token, count in zip(tokenizer.pieces(ids), counts.tolist()))
     return "\n".join(["", "One practice item",
                       f"  teacher prompt    {context.teacher(question)}",

@@ -1,0 +1,227 @@
+"""Rounds of distillation, ensembles of teacher prompts, and on-policy batches, on a random T5 and toy contexts."""
+
+import sys
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+from helpers import tiny_t5
+
+from minicd.distill import (Context, OnPolicy, PracticeSettings, RoundSettings, distill, ensemble_logits, everything, practice,
+                            rounds)
+from minicd.files import atomic_safetensors
+from minicd.losses import LOSSES, forward, mean_over_answers, reverse
+from minicd.sampling import generate, score
+from minicd.tokenizer import word_tokenizer
+from minicd.training import FitSettings, fit
+
+module = sys.modules["minicd.distill"]  # the package has a function of the same name
+pytestmark = pytest.mark.usefixtures("fp32")
+LETTERS = list("abcdefgh")
+TOKENIZER = word_tokenizer([*LETTERS, "one", "two", "three", "student", "other"])
+PRACTICE = PracticeSettings(max_new_tokens=6)
+SETTINGS = RoundSettings(PRACTICE, FitSettings(lr=1e-2, loss="empirical", batch_size=8), items=48, epochs=4)
+
+
+def letters(n: int, rng: np.random.Generator) -> list[str]:
+    return [" ".join(rng.choice(LETTERS, size=3)) for _ in range(n)]
+
+
+def context(teacher: str, student: str = "student", extract=everything) -> Context:
+    return Context(letters, lambda x: f"{teacher} {x}", lambda x: f"{student} {x}", extract)
+
+
+ONE, TWO, THREE = context("one"), context("two", "other"), context("three")
+
+
+@pytest.fixture(scope="module")
+def base():
+    return tiny_t5(len(TOKENIZER), seed=4, initializer_factor=1.5)
+
+
+def weights(model) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def distance(student, prompt: str, teacher_prompt: str, teacher, loss=forward) -> float:
+    """Mean KL(label ‖ student), or another loss, over fresh practice items of this context."""
+    settings = PracticeSettings(labels="exact", max_new_tokens=6)
+    items = practice(teacher, TOKENIZER, context(teacher_prompt, prompt), 64, settings, seed=99)
+    prompts, labels = items.batch(torch.arange(len(items)))
+    with torch.no_grad():
+        return mean_over_answers(loss(student(prompts, labels.tokens), labels), labels.mask).item()
+
+
+def test_a_round_is_practice_and_distillation_of_all_its_contexts_together(base):
+    """Equation 2: the items of both contexts are mixed, and one student is fitted to them."""
+    before = weights(base)
+    student = rounds(base, TOKENIZER, [[ONE, TWO]], SETTINGS, seed=3)
+    assert torch.equal(weights(base), before), "the model that was passed stays as it is"
+    for prompt, teacher_prompt in (("student", "one"), ("other", "two")):
+        assert distance(student, prompt, teacher_prompt, base) < 0.7 * distance(base, prompt, teacher_prompt, base)
+
+
+def seen_teachers(monkeypatch) -> list[torch.Tensor]:
+    """The weights of the teacher at each call of practice."""
+    seen, real = [], module.practice
+    monkeypatch.setattr(module, "practice", lambda teacher, *rest, **how: (seen.append(weights(teacher)),
+                                                                           real(teacher, *rest, **how))[1])
+    return seen
+
+
+def test_sequential_rounds_keep_the_base_as_teacher_and_go_on_from_the_last_student(base, monkeypatch):
+    """Equation 3."""
+    seen = seen_teachers(monkeypatch)
+    two = rounds(base, TOKENIZER, [[ONE], [TWO]], SETTINGS, seed=3)
+    assert all(torch.equal(w, weights(base)) for w in seen) and len(seen) == 2
+    first = rounds(base, TOKENIZER, [[ONE]], SETTINGS, seed=3)
+    assert not torch.equal(weights(first), weights(two))
+    assert distance(two, "student", "one", base) < 0.7 * distance(base, "student", "one", base)  # from round 1
+
+
+def test_recursive_rounds_are_taught_by_the_last_student(base, monkeypatch):
+    seen = seen_teachers(monkeypatch)
+    recursive = rounds(base, TOKENIZER, [[ONE], [TWO]], SETTINGS, recursive=True, seed=3)
+    first = rounds(base, TOKENIZER, [[ONE]], SETTINGS, seed=3)
+    assert torch.equal(seen[0], weights(base)) and torch.equal(seen[1], weights(first))
+    assert not torch.equal(weights(recursive), weights(rounds(base, TOKENIZER, [[ONE], [TWO]], SETTINGS, seed=3)))
+
+
+def test_a_later_round_overwrites_an_earlier_one(base):
+    """The same student prompt, distilled from another teacher prompt: the new one wins (paper, section 3.1)."""
+    student = rounds(base, TOKENIZER, [[ONE], [THREE]], SETTINGS, seed=1)
+    before = rounds(base, TOKENIZER, [[ONE]], SETTINGS, seed=1)
+    new, old = (distance(student, "student", word, base) for word in ("three", "one"))
+    assert new < distance(before, "student", "three", base) and distance(before, "student", "one", base) < old
+
+
+def test_names_in_a_schedule_stand_for_contexts(base):
+    named = rounds(base, TOKENIZER, [["b", "a"]], SETTINGS, contexts={"a": ONE, "b": TWO}, seed=5)
+    assert torch.equal(weights(named), weights(rounds(base, TOKENIZER, [[TWO, ONE]], SETTINGS, seed=5)))
+
+
+@pytest.mark.parametrize("schedule, words", [([["a", "c"], ["d"]], "unknown contexts: c, d; known: a, b"), ([], "has no round"),
+                                             ([["a"], []], "without a context")])
+def test_a_schedule_that_cannot_be_followed(base, schedule, words):
+    with pytest.raises(ValueError, match=words):
+        rounds(base, TOKENIZER, schedule, SETTINGS, contexts={"a": ONE, "b": TWO})
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("recursive", [False, True])
+@pytest.mark.parametrize("stage, call", [("practice_chunk", 1), ("practice_chunk", 3), ("fit", 1), ("fit", 2)])
+def test_rounds_stopped_anywhere_resume_bit_for_bit(base, tmp_path, monkeypatch, recursive, stage, call):
+    """Stopped in the practice or the training of either round. (Inside `fit`, test_training.py looks.)"""
+    schedule = [[ONE, TWO], [THREE]]
+    expected = weights(rounds(base, TOKENIZER, schedule, SETTINGS, recursive=recursive, seed=3))
+    calls, real = [], getattr(module, stage)
+
+    def stopping(*arguments, **how):
+        calls.append(1)
+        if len(calls) == call:
+            raise Stop
+        return real(*arguments, **how)
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(module, stage, stopping)
+        rounds(base, TOKENIZER, schedule, SETTINGS, recursive=recursive, seed=3, folder=tmp_path)
+    resumed = rounds(base, TOKENIZER, schedule, SETTINGS, recursive=recursive, seed=3, folder=tmp_path)
+    assert torch.equal(weights(resumed), expected)
+    monkeypatch.setattr(module, "fit", None)  # a third call has nothing left to do
+    once_more = rounds(base, TOKENIZER, schedule, SETTINGS, recursive=recursive, seed=3, folder=tmp_path)
+    assert torch.equal(weights(once_more), expected)
+
+
+def test_a_finished_round_that_is_damaged_or_of_another_model_is_named(base, tmp_path):
+    path = tmp_path / "round-0" / "student.safetensors"
+    atomic_safetensors(path, tiny_t5(8).state_dict())
+    with pytest.raises(ValueError, match="round-0/student.safetensors is damaged or another model's"):
+        rounds(base, TOKENIZER, [[ONE]], SETTINGS, folder=tmp_path)
+    path.write_bytes(b"12345678")
+    with pytest.raises(ValueError, match="delete it to train anew"):
+        rounds(base, TOKENIZER, [[ONE]], SETTINGS, folder=tmp_path)
+
+
+def test_an_ensembles_label_is_the_average_of_its_probabilities(base):
+    inputs = letters(5, np.random.default_rng(0))
+    views = [TOKENIZER.encode_all([f"{word} {x}" for x in inputs]) for word in ("one", "two", "three")]
+    answers = [[3, 4, 5, 6][: 1 + i % 4] for i in range(5)]
+    slices = [slice(len(a) // 2, len(a)) for a in answers]
+    for i, logits in enumerate(ensemble_logits(base, views, answers, slices)):
+        each = [score(base, [view[i]], [answers[i]])[0][slices[i]].softmax(-1) for view in views]
+        assert torch.allclose(logits.softmax(-1), torch.stack(each).mean(0), atol=1e-6)
+        assert not torch.allclose(logits.softmax(-1), each[0], atol=1e-2)
+
+
+def test_an_ensemble_practises_under_all_its_prompts(base):
+    """Completions come from each of the prompts, and their labels from all."""
+    ensemble = Context(letters, [ONE.teacher, TWO.teacher], ONE.student, everything)
+    settings = PracticeSettings(max_new_tokens=6, temperature=0)
+    both = practice(base, TOKENIZER, ensemble, 40, settings, seed=2)
+    greedy = [practice(base, TOKENIZER, c, 40, settings, seed=2) for c in (ONE, context("two"))]
+    source = [[both.answers[i] == part.answers[i] for part in greedy] for i in range(40)]
+    assert all(map(any, source)) and any(s == [True, False] for s in source) and any(s == [False, True] for s in source)
+
+
+@pytest.mark.parametrize("labels, entries", [("top", 5), ("exact", 16)])
+def test_kinds_of_labels(base, labels, entries):
+    items = practice(base, TOKENIZER, ONE, 20, PracticeSettings(labels=labels, label_top=5, max_new_tokens=6), seed=0)
+    tokens = items.answers.values
+    soft = [m for m in range(len(tokens)) if len(items.labels.ids[m]) > 1]
+    assert {len(items.labels.ids[m]) for m in soft} == {entries} and len(tokens) - len(soft) == len(items)  # a stop token each
+    assert (items.labels.weights > 0).all() and items.labels.weights.is_floating_point()
+
+
+def test_an_unknown_kind_of_label():
+    with pytest.raises(ValueError, match="labels 'some' are unknown"):
+        practice(tiny_t5(len(TOKENIZER)), TOKENIZER, ONE, 4, PracticeSettings(labels="some", max_new_tokens=4))
+
+
+@pytest.mark.parametrize("loss, labels", [("exact", "exact"), ("topk", "top"), ("reverse", "exact"), ("jsd", "exact")])
+def test_every_loss_brings_the_student_to_the_teacher(base, loss, labels):
+    items = practice(base, TOKENIZER, ONE, 256, PracticeSettings(labels=labels, max_new_tokens=6), seed=0)
+    student = deepcopy(base)
+    distill(student, items, FitSettings(lr=1e-2, loss=loss, batch_size=8), epochs=3)
+    assert distance(student, "student", "one", base, LOSSES[loss]) < 0.7 * distance(base, "student", "one", base, LOSSES[loss])
+
+
+def on_policy(student, teacher, **how) -> OnPolicy:
+    settings = PracticeSettings(labels="exact", max_new_tokens=6)
+    return OnPolicy(student, teacher, TOKENIZER, ONE, settings, steps=40, batch_size=8, **how)
+
+
+def test_on_policy_answers_are_the_students_and_labels_the_teachers(base):
+    student = tiny_t5(len(TOKENIZER), seed=9, initializer_factor=1.5)
+    source = on_policy(student, base, seed=3)
+    prompts, labels = source[5]
+    inputs = letters(8, np.random.default_rng((3, 5)))
+    assert prompts.tolist() == TOKENIZER.encode_all([f"student {x}" for x in inputs])
+    for i, x in enumerate(inputs):
+        answer = labels.tokens[i][labels.mask[i]].tolist()
+        expected = score(base, [TOKENIZER.encode(f"one {x}")], [answer])[0].softmax(-1)
+        row = torch.zeros(len(answer), len(TOKENIZER)).scatter(-1, labels.ids[i, : len(answer)], labels.weights[i, : len(answer)])
+        assert torch.allclose(row, expected, atol=1e-5)
+    again = on_policy(student, base, seed=3)[5]
+    assert torch.equal(again[1].tokens, labels.tokens)
+    assert not torch.equal(on_policy(student, base, seed=4)[5][0], prompts)
+
+
+def test_on_policy_training_brings_the_student_to_the_teacher(base):
+    student = deepcopy(base)
+
+    def loss() -> float:
+        prompts, labels = on_policy(student, base, seed=77)[0]
+        with torch.no_grad():
+            return mean_over_answers(reverse(student(prompts, labels.tokens), labels), labels.mask).item()
+    before = loss()
+    fit(student, on_policy(student, base), FitSettings(lr=3e-3, loss="reverse", batch_size=8))
+    assert loss() < 0.6 * before
+
+
+def test_on_policy_needs_the_identity_extractor(base):
+    cutting = context("one", extract=lambda y: slice(0, 1))
+    with pytest.raises(ValueError, match="on-policy distillation needs the identity"):
+        OnPolicy(base, base, TOKENIZER, cutting, PRACTICE, steps=1, batch_size=1)
