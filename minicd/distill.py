@@ -17,6 +17,7 @@ from torch import nn
 
 from .files import atomic_safetensors
 from .labels import Examples, LabelBatch, Ragged, SoftLabels
+from .losses import LABELS
 from .sampling import generate, score
 from .tokenizer import TextTokenizer
 from .training import Epochs, FitSettings, fit
@@ -50,8 +51,8 @@ class PracticeSettings:
     """How the teacher practises. The paper: temperature 1, 100 samples a soft label (section 2.4)."""
 
     labels: str = "sampled"  # sampled: the empirical label; top: the most likely tokens; exact: the whole distribution
-    label_samples: int = 100
-    label_top: int = 16
+    label_samples: int = 100  # of a sampled label
+    label_top: int = 16  # tokens of a top label
     temperature: float = 1.0
     max_new_tokens: int = 128
     chunk: int = 4096  # inputs between writes to disk
@@ -158,7 +159,12 @@ def fold(seed: tuple[int, ...]) -> int:
 def distill(student: nn.Module, items: Examples, settings: FitSettings = FitSettings(loss="empirical"), *,
             epochs: float = 1.0, seed: int = 0, checkpoint: Path | None = None, save_every: float = 30.0,
             name: str = "distill") -> list[float]:
-    """Fit p_θ(f(y) | T_s(x)) to the labels, in place (equation 1; the loss is `settings.loss`). Returns the loss curve."""
+    """Fit p_θ(f(y) | T_s(x)) to the labels, in place (equation 1; the loss is `settings.loss`). Returns the loss curve.
+
+    Raises ValueError where the loss needs other labels than the items have, and what `fit` raises.
+    """
+    if LABELS.get(settings.loss, "sampled") != "sampled" and not items.labels.weights.is_floating_point():
+        raise ValueError(f"the loss {settings.loss!r} needs exact or top-k labels, but this practice set has sampled ones")
     batches = Epochs(items, settings.batch_size, epochs, seed, student.config.pad_token_id)
     return fit(student, batches, settings, seed=seed, checkpoint=checkpoint, save_every=save_every, name=name)
 

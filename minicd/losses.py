@@ -89,3 +89,4 @@ def mean_over_answers(per_token: Tensor, mask: Tensor) -> Tensor:
 
 
 LOSSES = {"empirical": empirical, "hard": hard, "exact": forward, "topk": forward, "reverse": reverse, "jsd": jsd}
+LABELS = {"exact": "exact", "topk": "top", "reverse": "exact", "jsd": "exact"}  # what practice draws for them; else: sampled

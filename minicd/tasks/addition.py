@@ -18,8 +18,8 @@ from torch import nn
 from ..checkpoint import load
 from ..distill import Context, PracticeSettings, distill, practice
 from ..experiment import RunFolder, option, record, write_record
-from ..labels import Examples
-from ..losses import LOSSES
+from ..labels import Examples, SoftLabels
+from ..losses import LABELS, LOSSES
 from ..metrics import exact_match
 from ..report import addition_table, minutes_line
 from ..sampling import generate
@@ -89,7 +89,8 @@ class AdditionSettings:
     dropout: float = option(0.1, "dropout of the teacher and of the baselines, whose data are few")
     floor: float = option(50.0, "stop where the teacher solves fewer validation questions than this (percent)", free=True)
     practice_questions: int = option(60_000, "unlabelled questions that the teacher answers")
-    label_samples: int = option(100, "samples in a soft label")
+    label_samples: int = option(100, "samples in a soft label of the loss empirical")
+    label_top: int = option(16, "most likely tokens in a soft label of the loss topk")
     student_epochs: float = option(5.0, "passes of the student over the practice set")
     student_lr: float = option(2e-3, "learning rate of the student")
     student_batch: int = option(128, "batch size of the student")
@@ -97,7 +98,7 @@ class AdditionSettings:
     decay: float = option(0.3, "share of the steps, at the end, with a falling learning rate")
     clip: float = option(1.0, "largest gradient norm; 0: no clipping")
     optimiser: str = option("muon", "adamw (the paper's), or muon for the matrices inside the layers", choices=("adamw", "muon"))
-    loss: str = option("empirical", "the student's loss, by its name in losses.py: empirical (the paper's soft labels) or hard",
+    loss: str = option("empirical", "the student's loss, by its name in losses.py; the paper's is empirical",
                        choices=LOSSES)
     test_questions: int = option(10_000, "unseen questions for the table")
     all_rows: bool = option(False, "also train a student on hard labels and one on as many true answers", free=True)
@@ -164,7 +165,9 @@ class AdditionRun:
         """The teacher's answers to fresh questions, with soft labels."""
         path, parts = self.folder.path / "practice.safetensors", self.folder.path / "practice.parts"
         if not path.exists():
-            settings = PracticeSettings(label_samples=self.settings.label_samples, max_new_tokens=self.max_scratchpad)
+            s = self.settings
+            settings = PracticeSettings(LABELS.get(s.loss, "sampled"), s.label_samples, s.label_top,
+                                        max_new_tokens=self.max_scratchpad)
             with self.folder.timed("practice"):
                 items = practice(teacher, self.tokenizer, self.context, self.settings.practice_questions, settings,
                                  seed=self.seed, folder=parts)
@@ -235,21 +238,27 @@ class AdditionRun:
         return self.table({**models, **self.baselines(teacher)})
 
 
+def show_label(tokenizer: TextTokenizer, labels: SoftLabels) -> str:
+    """The first label's likeliest tokens, with their share."""
+    weights = labels.weights[: int(labels.ids.starts[1])]
+    shares = (weights / (1 if weights.is_floating_point() else weights.sum())).tolist()
+    ranked = sorted(zip(shares, tokenizer.pieces(labels.ids[0])), reverse=True)
+    return ", ".join(f"{token!r} {share:.2f}" for share, token in ranked[:5])
+
+
 def show_example(context: Context, tokenizer: TextTokenizer, teacher: nn.Module, items: Examples, max_new_tokens: int) -> str:
     """One practice item, whole: what the teacher sees and says, what the student sees, and the label of its first token."""
     question = tokenizer.decode(items.prompts[0])[len(context.student("")):]
     prompt = tokenizer.encode(context.teacher(question))
     completion = generate(teacher, [prompt], max_new_tokens, generator=torch.Generator(next(teacher.parameters()).device))[0]
     found = context.extract(completion)
-    ids, counts = items.labels.ids[0], items.labels.weights[: int(items.labels.ids.starts[1])]
-    label = ", ".join(f"{token!r} {count}/{int(counts.sum())}" for token, count in zip(tokenizer.pieces(ids), counts.tolist()))
     return "\n".join(["", "One practice item",
                       f"  teacher prompt    {context.teacher(question)}",
                       f"  completion        {tokenizer.decode(completion)}",
                       f"  extracted answer  {tokenizer.decode(completion[found]) if found else '(none)'}",
                       f"  student prompt    {context.student(question)}",
                       f"  practised answer  {tokenizer.decode(items.answers[0])}",
-                      f"  its first label   {label}", ""])
+                      f"  its first label   {show_label(tokenizer, items.labels)}", ""])
 
 
 Settings = AdditionSettings
