@@ -184,7 +184,7 @@ class Weights(dict[str, Stored]):
         self.where = files[0] if len(files) == 1 else files[0].parent / "model.safetensors.index.json"
         for path in files:
             with reading(path) as file:
-                checksums = json.loads((file.metadata() or {}).get("crc32", "{}"))
+                checksums = read_checksums(file, path)
                 for name in file.keys():
                     if name in self:
                         raise ValueError(f"{path} and {self[name].path.name} both hold {name}")
@@ -204,6 +204,15 @@ class Weights(dict[str, Stored]):
             yield rows, piece
         if stored.checksum not in (None, checksum):
             raise ValueError(f"{stored.path} is damaged: {name} is not what was written")
+
+
+def read_checksums(file, path: Path) -> dict[str, int]:
+    """Of all tensors in a file that we wrote; other files have none."""
+    text = (file.metadata() or {}).get("crc32")
+    checksums = {} if text is None else json.loads(text)
+    if text is not None and (not isinstance(checksums, dict) or checksums.keys() != set(file.keys())):
+        raise ValueError(f"{path} is damaged: its checksums are those of other tensors")
+    return checksums
 
 
 @contextmanager

@@ -78,11 +78,12 @@ class Attention(nn.Module):
         """x [B, T, width]; `store` takes new keys and values [B, kv_heads, T, d] and returns those to look at."""
         batch, length, _ = x.shape
         qkv = self.qkv(x).view(batch, length, -1, self.head_size).transpose(1, 2)
-        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+        qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
         if self.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
+            qk = torch.cat([self.q_norm(qk[:, : self.heads]), self.k_norm(qk[:, self.heads :])], dim=1)
         if rotation is not None:
-            q, k = rotate(q, *rotation), rotate(k, *rotation)
+            qk = rotate(qk, *rotation)
+        q, k = qk.split([self.heads, self.kv_heads], dim=1)
         y = attend(q, *store(k, v), bias, scale=self.head_size**-0.5)
         return self.o(y.transpose(1, 2).reshape(batch, length, -1))
 
@@ -133,6 +134,12 @@ def frequencies(config: DecoderConfig, device: torch.device) -> Tensor:
         ramp = ((turns - low) / (high - low)).clamp(0, 1)
         return frequency * (ramp + (1 - ramp) / scaling["factor"])
     return frequency
+
+
+def rotations(positions: Tensor, config: DecoderConfig) -> tuple[Tensor, Tensor]:
+    """Positions [...] → cosines and sines of all angles [..., d / 2]."""
+    angle = positions[..., None] * frequencies(config, positions.device)
+    return angle.cos(), angle.sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -232,8 +239,7 @@ class Decoder(nn.Module):
         elif config.positions == "sinusoidal":
             x = x + sinusoids(positions, config.width).to(x.dtype)
         else:
-            angle = positions[:, None, :, None] * frequencies(config, tokens.device)
-            rotation = angle.cos(), angle.sin()
+            rotation = rotations(positions[:, None], config)
         return self.dropout(x), rotation
 
     def head(self, x: Tensor) -> Tensor:

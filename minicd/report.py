@@ -74,9 +74,23 @@ def speed_section(record: dict) -> str:
                       f"transformers {record['transformers']}, commit {record['commit']}, `{record['command']}`.)"])
 
 
+def sampling_section(record: dict) -> str:
+    """Tokens written per second beside Hugging Face transformers, from bench/sampling.py."""
+    lines = ["| model | precision | batch | prompt → new tokens | minicd | transformers | ratio |",
+             "| --- | --- | ---: | --- | ---: | ---: | ---: |"]
+    for row in record["results"]:
+        prompt = "–".join(map(str, row["prompt"])) if isinstance(row["prompt"], list) else row["prompt"]
+        speeds = " | ".join(f"{row['median'][side]:,.0f}" for side in ("minicd", "transformers"))
+        lines.append(f"| {row['shape']} | {row['precision']} | {row['batch']} | {prompt} → {'up to ' * row['stop']}{row['new']} "
+                     f"| {speeds} | {row['ratio']:.2f} |")
+    return "\n".join([*lines, "", f"(Median of {record['settings']['rounds']} alternating rounds, {record['hardware']}, PyTorch "
+                      f"{record['torch']}, transformers {record['transformers']}, commit {record['commit']}, `{record['command']}`.)"])
+
+
 # A section of README → its record in results/ and the function that shows it.
 SECTIONS = {"addition-pocket": ("addition-pocket.json", addition_section), "addition-paper": ("addition-paper.json", addition_section),
-            "labelled": ("addition-labelled.json", labelled_section), "speed": ("bench-train.json", speed_section)}
+            "labelled": ("addition-labelled.json", labelled_section), "speed": ("bench-train.json", speed_section),
+            "sampling": ("bench-sampling.json", sampling_section)}
 
 
 def rebuild_readme(root: Path) -> list[str]:

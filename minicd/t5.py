@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import Embedding, KeyValues, RMSNorm, attend, check_fields
+from .layers import Embedding, KeyValues, RMSNorm, attend, check_fields, laid_out, select
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "gated-relu": F.relu, "gated-silu": F.silu,
                "gated-gelu": lambda x: F.gelu(x, approximate="tanh")}  # by T5's convention, unlike the plain "gelu"
@@ -180,7 +180,7 @@ class Cache(KeyValues):
 
     def keep(self, rows: Tensor) -> None:
         super().keep(rows)
-        self.cross_kv = [(k[rows], v[rows]) for k, v in self.cross_kv]
+        self.cross_kv = [select(pair, rows) for pair in self.cross_kv]
         self.cross_bias = self.cross_bias[rows]
 
 
@@ -231,8 +231,7 @@ class T5(nn.Module):
     def prefill(self, prompts: Tensor, max_new_tokens: int) -> Cache:
         """Encode prompts [B, S] and make a cache with room for max_new_tokens steps."""
         states, cross_bias = self.encode(prompts)
-        # contiguous, since every step reads them
-        cross_kv = [tuple(t.contiguous() for t in block.cross.keys_values(states)) for block in self.decoder.blocks]
+        cross_kv = [laid_out(block.cross.keys_values(states)) for block in self.decoder.blocks]
         return Cache(cross_kv, cross_bias, self.causal_bias(max_new_tokens))
 
     def step(self, tokens: Tensor | None, cache: Cache) -> Tensor:
