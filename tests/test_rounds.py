@@ -12,7 +12,7 @@ from minicd.distill import (Context, OnPolicy, PracticeSettings, RoundSettings, 
                             rounds)
 from minicd.files import atomic_safetensors
 from minicd.losses import LOSSES, forward, mean_over_answers, reverse
-from minicd.sampling import generate, score
+from minicd.sampling import score
 from minicd.tokenizer import word_tokenizer
 from minicd.training import FitSettings, fit
 

@@ -21,19 +21,20 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "data"))
 import make_instructions  # noqa: E402
 
-ITEMS = 3000
+ITEMS = 2000
 
 BY_HAND = [
     ("copy", (), "cat 3", "cat 3"), ("reverse", (), "cat pear 3", "3 pear cat"), ("first", (), "cat pear", "cat"),
     ("second", (), "cat pear oak", "pear"), ("second", (), "cat", "none"), ("last", (), "cat pear", "pear"),
-    ("drop_first", (), "cat pear oak", "pear oak"), ("drop_first", (), "cat", "none"), ("drop_last", (), "cat pear oak", "cat pear"),
+    ("drop_first", (), "cat pear oak", "pear oak"), ("drop_first", (), "cat", "none"),
+    ("drop_last", (), "cat pear oak", "cat pear"),
     ("swap_ends", (), "cat pear oak", "oak pear cat"), ("swap_ends", (), "cat", "cat"), ("swap_ends", (), "cat oak", "oak cat"),
     ("first_to_end", (), "cat pear oak", "pear oak cat"), ("twice", (), "cat oak", "cat oak cat oak"),
     ("double", (), "cat oak", "cat cat oak oak"), ("keep", ("fruit",), "cat pear plum", "pear plum"),
     ("keep", ("digit",), "cat 3 pear 1", "3 1"), ("remove", ("fruit",), "cat pear oak", "cat oak"),
     ("remove", ("fruit",), "pear", "none"), ("replace", ("fruit", "star"), "cat pear plum", "cat star star"),
-    ("change", ("cat", "dog"), "cat pear", "dog pear"), ("front", ("sun",), "cat", "sun cat"), ("end", ("sun",), "cat", "cat sun"),
-    ("next_digits", (), "cat 3 9 0", "cat 4 0 1"), ("kinds", (), "cat pear 3 star", "animal fruit digit other"),
+    ("change", ("cat", "dog"), "cat pear", "dog pear"), ("front", ("sun",), "cat", "sun cat"),
+    ("end", ("sun",), "cat", "cat sun"), ("next_digits", (), "cat 3 9 0", "cat 4 0 1"), ("kinds", (), "cat pear 3 star", "animal fruit digit other"),
     ("first_of", ("fruit",), "cat pear plum", "pear"), ("first_of", ("fruit",), "cat", "none"),
     ("last_of", ("fruit",), "pear plum cat", "plum"), ("largest", (), "3 cat 7 1", "7"), ("smallest", (), "3 cat 7 1", "1"),
     ("smallest", (), "cat", "none"), ("first_kind", (), "cat pear", "animal"), ("last_kind", (), "cat pear", "fruit"),
@@ -209,7 +210,7 @@ def test_kinds_of_items():
     tasks = [prompt for prompt, _ in items() if prompt.startswith("Definition")]
     for kind in ("Positive", "Negative"):
         number = Counter(prompt.count(f"{kind} Example") for prompt in tasks)
-        assert set(number) == {0, 1, 2, 3} and min(number.values()) > 0.15 * len(tasks)
+        assert set(number) == {0, 1, 2, 3} and min(number.values()) > 0.12 * len(tasks)
     explained = sum("Explanation:" in prompt for prompt in tasks) / sum("Example" in prompt for prompt in tasks)
     assert 0.4 < explained < 0.6
     assert len({prompt.split("\n")[0] for prompt in tasks}) > 0.5 * len(tasks)
@@ -258,7 +259,7 @@ def test_examples_say_what_is_done(task):
     for example in world.wrong_examples(task, rng, 15, seen):
         assert example.output != task.function(example.input)
         assert all(says(example.explanation, step) for step in task.steps)
-    assert len(seen) == 30 - (task.words == "new") * (30 - len(seen))
+    assert len(seen) == 30  # no input twice
 
 
 @pytest.mark.parametrize("task", evaluation_tasks()[::3], ids=lambda task: task.name)
