@@ -18,20 +18,22 @@ RECORD_FROM = 8  # steps from which recording one pays
 
 
 class PackedLinear:
-    """x Wᵀ + b with W rearranged, at its first use, into the blocks that oneDNN computes with: up to 2.5 times as fast."""
+    """x Wᵀ + b by oneDNN, with W rearranged at its second use into the blocks that it computes with: up to 2.5 times as fast."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
-        self.weight, self.bias, self.packed = weight, bias, None
+        self.weight, self.bias, self.prepared, self.uses = weight, bias, None, 0
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.numel() // x.shape[-1]
         if rows * self.weight.numel() < PACKED_PAYS:
             return F.linear(x, self.weight, self.bias)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.weight.dtype
-        if self.packed is None or self.packed.dtype != dtype:
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach().to(dtype), rows)
-        bias = None if self.bias is None else self.bias.to(dtype)
-        return torch.ops.mkldnn._linear_pointwise(x.to(dtype), self.packed, bias, "none", [], "")
+        if self.uses == 0:
+            self.prepared = self.weight.detach().to(dtype), None if self.bias is None else self.bias.detach().to(dtype)
+        elif self.uses == 1:  # what is used once, an encoder's matrices, is not worth it
+            self.prepared = torch.ops.mkldnn._reorder_linear_weight(self.prepared[0], rows), self.prepared[1]
+        self.uses += 1
+        return torch.ops.mkldnn._linear_pointwise(x.to(dtype), *self.prepared, "none", [], "")
 
 
 @contextmanager
