@@ -7,9 +7,9 @@ from pathlib import Path
 
 from minicd.commands import Parser, add_settings, choose, guarded, settings_from
 from minicd.device import pick_device
-from minicd.tasks import addition, pocket
+from minicd.tasks import addition, explanations, instructions, pocket, task_ids
 
-TASKS = {"addition": addition, "pocket": pocket}
+TASKS = {"addition": addition, "instructions": instructions, "explanations": explanations, "task_ids": task_ids, "pocket": pocket}
 
 
 def main() -> None:

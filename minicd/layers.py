@@ -38,13 +38,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tenso
     `bias` is broadcastable to [B, heads, T, S].
     """
     if q.shape[2] == 1 and q.device.type == "cpu":  # a decoding step: plain products beat the CPU's fused kernel
-        batch, heads, _, size = q.shape
-        kv_heads = k.shape[1]
+        (batch, heads, _, size), kv_heads, dtype = q.shape, k.shape[1], q.dtype
         q = (q if scale == 1.0 else q * scale).reshape(batch, kv_heads, heads // kv_heads, size)  # a group's heads as queries
         if bias.shape[1] > 1 and kv_heads != heads:
             bias = bias.reshape(-1, kv_heads, heads // kv_heads, bias.shape[-1])
-        weights = (q @ k.transpose(-2, -1)).float().add_(bias).softmax(-1)
-        return (weights.to(v.dtype) @ v).reshape(batch, heads, 1, size)
+        y = (q.to(k.dtype) @ k.transpose(-2, -1)).add_(bias).softmax(-1) @ v
+        return y.reshape(batch, heads, 1, size).to(dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=scale, enable_gqa=k.shape[1] != q.shape[1])
 
 
@@ -89,8 +88,8 @@ class KeyValues:
 def laid_out(keys_values) -> tuple[Tensor, Tensor]:
     """Keys and values [B, heads, S, d] as decoding reads them fastest: on the CPU, each dimension of the keys in one piece."""
     keys, values = keys_values
-    if keys.device.type == "cpu":
-        return keys.transpose(2, 3).contiguous().transpose(2, 3), values.contiguous()
+    if keys.device.type == "cpu":  # and in fp32, since products of half precision set themselves up anew for every length
+        return keys.float().transpose(2, 3).contiguous().transpose(2, 3), values.float().contiguous()
     return keys.contiguous(), values.contiguous()
 
 

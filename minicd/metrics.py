@@ -1,4 +1,8 @@
-"""Metrics, from strings alone."""
+"""Metrics, from strings alone. Rouge-L is in rouge.py."""
+
+from .rouge import rouge_l
+
+__all__ = ["exact_match", "rouge_l"]
 
 
 def exact_match(prediction: str, reference: str) -> bool:

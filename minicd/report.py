@@ -28,8 +28,69 @@ def addition_table(record: dict) -> str:
     return "\n".join(lines)
 
 
-def spread(metric: dict) -> str:
-    return f"{metric['mean']:.1f}" + (f" ± {metric['std']:.1f}" if metric["std"] is not None else "")
+def instructions_table(record: dict) -> str:
+    """Hypothesis 1 beside the paper's figures, then task by task."""
+    rows = {"teacher": "teacher, instruction in the prompt", "before": "student before", "after": "**student after**",
+            "token_ratio": "tokens at inference, teacher ÷ student"}
+    lines = [f"Rouge-L, mean of {len(record['by_task'])} tasks, {seeds_of(record)}, {record['scale']} scale", "",
+             "| | minicd | paper |", "| --- | ---: | ---: |"]
+    lines += [f"| {title} | {spread(record['metrics'][name])} | {record['paper'][name]} |" for name, title in rows.items()]
+    lines += ["", "| task | teacher | before | after | tokens ÷ |", "| --- | ---: | ---: | ---: | ---: |"]
+    return "\n".join(lines + [f"| {task} | " + " | ".join(f"{row[name]:.1f}" for name in rows) + " |"
+                              for task, row in record["by_task"].items()])
+
+
+def explanations_table(record: dict) -> str:
+    """Hypothesis 2: the correlation and its points."""
+    mean = record["mean_margins"]
+    lines = [f"Correlation of in-context and distillation margin over {len(record['points'])} tasks, margins averaged over "
+             f"{seeds_of(record)}, {record['scale']} scale: r = {mean['correlation']:.2f}, p = {mean['p_value']:.5f} "
+             f"(one-sided, {mean['shuffles']:,} permutations); each seed by itself: r = {spread(record['metrics']['correlation'], 2)}",
+             "", "| task | in-context margin | distillation margin |", "| --- | ---: | ---: |"]
+    return "\n".join(lines + [f"| {task} | {x:.1f} | {y:.1f} |" for task, (x, y) in record["points"].items()])
+
+
+def scatter(record: dict, out: Path, publish: bool) -> str:
+    """Figure 5 as PNG beside the record, where matplotlib is installed; returns a line that says where."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return "No plot was drawn: pip install matplotlib"
+    axes = (figure := Figure(figsize=(5, 4), layout="constrained")).add_subplot()
+    axes.axline((0, 0), slope=1, color="lightgrey", zorder=0)
+    axes.scatter(*zip(*record["points"].values()))
+    axes.set(xlabel="in-context margin (Rouge-L)", ylabel="distillation margin (Rouge-L)",
+             title=f"{record['scale']} scale, {seeds_of(record)}: r = {record['mean_margins']['correlation']:.2f}")
+    results = Path(__file__).parent.parent / "results"
+    paths = [folder / f"explanations-{record['scale']}.png" for folder in ([out, results] if publish else [out])]
+    for path in paths:
+        figure.savefig(path, dpi=120)
+    return f"The plot is in {paths[0]}"
+
+
+def task_ids_table(record: dict) -> str:
+    """Hypothesis 3 beside Table 1 (round 1) and Table 6 (round 2): accuracy with the right number and with a wrong one."""
+    metrics, paper = record["metrics"], record["paper"]
+    rows = [("teacher", "teacher", None, "teacher", None), ("student before", *["before_correct", "before_wrong"] * 2)]
+    for variant, title in (("naive", "naive"), ("mixed", "mixed"), ("mixed_recursive", "mixed, recursive")):
+        for count in (1, 2):
+            names = f"{variant}_correct_{count}", f"{variant}_wrong_{count}"
+            known = [f"{variant}_correct", f"{variant}_wrong"] if count == 1 else [None, None]
+            rows.append((f"{title}, round {count}", *names, *known))
+    lines = [f"Accuracy on four classification tasks, %, {seeds_of(record)}, {record['scale']} scale", "",
+             "| | right number | wrong number | paper, right | paper, wrong |", "| --- | ---: | ---: | ---: | ---: |"]
+    for title, right, wrong, *known in rows:
+        ours = " | ".join(spread(metrics[name]) if name else "" for name in (right, wrong))
+        lines.append(f"| {title} | {ours} | " + " | ".join(str(paper.get(name, "")) for name in known) + " |")
+    return "\n".join(lines)
+
+
+def seeds_of(record: dict) -> str:
+    return f"{len(record['seeds'])} seed{'s' * (len(record['seeds']) > 1)}"
+
+
+def spread(metric: dict, digits: int = 1) -> str:
+    return f"{metric['mean']:.{digits}f}" + (f" ± {metric['std']:.{digits}f}" if metric["std"] is not None else "")
 
 
 def breakdown(title: str, table: dict[str, dict[str, float]]) -> list[str]:

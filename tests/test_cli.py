@@ -327,7 +327,7 @@ def test_a_folder_that_cannot_be_written(base, tmp_path, refused):
     (["--task", "adition"], "there is no task 'adition'; did you mean addition?; tasks: addition"),
     (["--task=pockett"], "there is no task 'pockett'; did you mean pocket?"),
     (["--task", "sorting"], "there is no task 'sorting'"),
-    ([], "--task is missing; tasks: addition, pocket"),
+    ([], "--task is missing; tasks: addition, instructions, explanations, task_ids, pocket"),
     (["--task"], "argument --task: expected one argument"),
     (["--taks", "addition"], "unknown argument --taks; did you mean --task?"),
     (["--task", "addition", "--techer-epochs", "3"], "unknown argument --techer-epochs; did you mean --teacher-epochs?"),
@@ -384,7 +384,7 @@ def test_help_lists_the_settings(cli, capsys):
         assert flag in said
     with pytest.raises(SystemExit):
         cli("train", "--help")
-    assert "addition, pocket" in capsys.readouterr().out
+    assert "addition, instructions, explanations, task_ids, pocket" in capsys.readouterr().out
 
 
 def test_a_checkpoint_is_evaluated(finished, cli, capsys):
@@ -445,7 +445,7 @@ def test_a_damaged_record_is_named(cli, refused, tmp_path, monkeypatch):
 
 def test_the_pocket_base_makes_itself(tmp_path, cli, capsys):
     """--task pocket in very small: it trains, measures itself and leaves a checkpoint that the addition run can start from."""
-    cli("train", "--task", "pocket", "--steps", 3, "--batch", 4, "--held-out", 2, "--out", tmp_path, "--device", "cpu")
+    cli("train", "--task", "pocket", "--base", "lists", "--steps", 3, "--batch", 4, "--held-out", 2, "--out", tmp_path, "--device", "cpu")
     said = capsys.readouterr().out
     assert "held-out exact match, %" in said and "Pretraining text, for example" in said
     record = read(tmp_path / "record.json")

@@ -13,6 +13,7 @@ import random
 import string
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Callable
 
 import torch
 from torch import Tensor
@@ -26,6 +27,9 @@ from ..sampling import generate
 from ..t5 import T5, T5Config, initialise
 from ..tokenizer import TextTokenizer, word_tokenizer
 from ..training import FitSettings, fit, length_buckets
+from .pocket_instructions import held_out_rouge, world_config, world_item, world_tokenizer
+
+Item = Callable[[random.Random, float], tuple[str, str]]
 
 DIGITS = list(string.digits)
 SYMBOLS = DIGITS + list(string.ascii_lowercase)
@@ -131,13 +135,13 @@ def pocket_item(rng: random.Random, longest: int) -> tuple[str, str]:
 
 
 class PocketText:
-    """Endless pretraining batches by step number, short lists first: a model that starts with long ones never learns to copy."""
+    """Endless pretraining batches by step number. `item(rng, done)` makes one (prompt, answer); done: the share of the steps."""
 
     WINDOW = 16  # batches made at a time and bucketed by length
 
-    def __init__(self, tokenizer: TextTokenizer, steps: int, batch_size: int, seed: int):
+    def __init__(self, tokenizer: TextTokenizer, steps: int, batch_size: int, seed: int, item: Item | None = None):
         self.tokenizer, self.steps, self.batch_size, self.seed = tokenizer, steps, batch_size, seed
-        self.window, self.examples, self.order = -1, None, []
+        self.item, self.window, self.examples, self.order = item or list_item, -1, None, []
 
     def __len__(self) -> int:
         return self.steps
@@ -152,22 +156,40 @@ class PocketText:
 
     def make(self, window: int) -> Examples:
         rng = random.Random(f"{self.seed}/{window}")
-        longest = min(11, 4 + round(14 * window * self.WINDOW / self.steps))
-        items = [pocket_item(rng, longest) for _ in range(self.WINDOW * self.batch_size)]
+        items = [self.item(rng, window * self.WINDOW / self.steps) for _ in range(self.WINDOW * self.batch_size)]
         return Examples.hard(self.tokenizer.encode_all([prompt for prompt, _ in items]),
                              self.tokenizer.encode_answers([answer for _, answer in items]))
 
 
-def pocket_model(tokenizer: TextTokenizer, seed: int) -> T5:
-    return initialise(T5(pocket_config(-(-len(tokenizer) // 8) * 8)), seed)
+def list_item(rng: random.Random, done: float) -> tuple[str, str]:
+    """Short lists first: a model that starts with long ones never learns to copy."""
+    return pocket_item(rng, min(11, 4 + round(14 * done)))
+
+
+@dataclass
+class Base:
+    """What one of the two bases is made of, and where it is kept."""
+
+    tokenizer: Callable[[], TextTokenizer]
+    config: Callable[[int], T5Config]  # of the vocabulary's size
+    item: Item
+    held_out: Callable[[T5, TextTokenizer, int], dict[str, float]]  # percent, on n held-out items of each kind
+    folder: str  # in data/
+    record: str  # scale of the record in results/
+
+
+def pocket_model(tokenizer: TextTokenizer, seed: int, config: Callable[[int], T5Config] = pocket_config) -> T5:
+    return initialise(T5(config(-(-len(tokenizer) // 8) * 8)), seed)
 
 
 @dataclass
 class Settings:
-    """How the pocket base is trained."""
+    """How a pocket base is trained."""
 
     scale: str = option("pocket", "there is only the pocket scale")
-    steps: int = option(8000, "optimiser steps")
+    base: str = option("instructions", "instructions: the base of the experiments on instructions; lists: that of addition",
+                       ["instructions", "lists"])
+    steps: int = option(12000, "optimiser steps; data/pocket had 8000")
     batch: int = option(64, "batch size")
     lr: float = option(2e-3, "learning rate")
     optimiser: str = option("muon", "adamw, or muon for the matrices inside the layers", ["adamw", "muon"])
@@ -179,28 +201,28 @@ SCALES = {"pocket": {}}
 
 
 def train(settings: Settings, seeds: list[int], out: Path, device: torch.device, publish: bool = False) -> None:
-    """`train.py --task pocket`: pretrain the base, measure it on held-out items; with --publish, install it in data/pocket/."""
-    tokenizer = pocket_tokenizer()
+    """`train.py --task pocket`: pretrain a base, measure it on held-out items; with --publish, install it in data/."""
     if len(seeds) > 1:
         raise ValueError("--task pocket trains one base: give it one seed")
-    folder = RunFolder(out, settings, device)
+    base = BASES[settings.base]
+    tokenizer, folder = base.tokenizer(), RunFolder(out, settings, device)
 
     def make(progress: Path) -> T5:
-        model = pocket_model(tokenizer, seeds[0]).to(device)
+        model = pocket_model(tokenizer, seeds[0], base.config).to(device)
         fit_settings = FitSettings(lr=settings.lr, batch_size=settings.batch, warmup=0.02, decay=0.3, clip=1.0,
                                    optimiser=settings.optimiser)
-        text = PocketText(tokenizer, settings.steps, settings.batch, seeds[0])
-        print("Pretraining text, for example\n  " + "\n  ".join(" → ".join(pocket_item(random.Random(i), 4)) for i in range(8)))
-        fit(model, text, fit_settings, seed=seeds[0], name="pocket base", checkpoint=progress)
+        text = PocketText(tokenizer, settings.steps, settings.batch, seeds[0], base.item)
+        print("Pretraining text, for example\n  " + "\n  ".join(" → ".join(base.item(random.Random(i), 0.0)) for i in range(8)))
+        fit(model, text, fit_settings, seed=seeds[0], name=f"pocket base, {settings.base}", checkpoint=progress)
         return model
 
     model = folder.model("base", make, tokenizer, device)
-    metrics = folder.value("held_out", lambda: held_out_accuracy(model, tokenizer, settings.held_out))
-    result = record("pocket", "base", seeds, settings, [folder], {k: [v] for k, v in metrics.items()})
+    metrics = folder.value("held_out", lambda: base.held_out(model, tokenizer, settings.held_out))
+    result = record("pocket", base.record, seeds, settings, [folder], {k: [v] for k, v in metrics.items()})
     write_record(result, out, publish)
-    print(f"held-out exact match, %: {metrics}\n{minutes_line(result)}\nThe base is in {out / 'base'}")
+    print(f"held-out, %: {metrics}\n{minutes_line(result)}\nThe base is in {out / 'base'}")
     if publish:
-        save(model, tokenizer, ROOT / "data" / "pocket")
+        save(model, tokenizer, ROOT / "data" / base.folder)
 
 
 def held_out_accuracy(model: T5, tokenizer: TextTokenizer, n: int) -> dict[str, float]:
@@ -213,3 +235,7 @@ def held_out_accuracy(model: T5, tokenizer: TextTokenizer, n: int) -> dict[str, 
         right = [exact_match(tokenizer.decode(c), answer) for c, (_, answer) in zip(completions, items)]
         result[kind.__name__] = 100 * sum(right) / n
     return result
+
+
+BASES = {"lists": Base(pocket_tokenizer, pocket_config, list_item, held_out_accuracy, "pocket", "base"),
+         "instructions": Base(world_tokenizer, world_config, world_item, held_out_rouge, "pocket-instructions", "instructions")}

@@ -1,0 +1,84 @@
+"""Explanations are internalised where they help (hypothesis 2; paper, section 3.1 and Figure 5).
+
+T_t is a task's definition with examples and their explanations, T_s the same without explanations, f the identity, and D the
+task's own inputs beyond the test instances. For each task: how much explanations help in the prompt (in-context margin),
+against how much distilling them helps (distillation margin).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..distill import Context, everything, fold, rounds
+from ..experiment import RunFolder, record, write_record
+from ..report import explanations_table, minutes_line, scatter
+from .instructions import (PAPER_SCALE, TEST, InstructionRun, InstructionSettings, pool, score, seed_folders, show_example,
+                           with_explanations, without_explanations)
+from .natural_instructions import NITask
+
+Settings = InstructionSettings
+POCKET = dict(tasks=24, practice_inputs=512)
+SCALES = {"pocket": POCKET, "paper": {**PAPER_SCALE, "tasks": 10}}
+QUICK = dict(tasks=3, practice_inputs=128, epochs=1.0, test_instances=20)
+SHUFFLES = 100_000
+
+
+class ExplanationRun(InstructionRun):
+    """One seed: for each task the two margins."""
+
+    def context(self, task: NITask) -> Context:
+        inputs = pool([instance.input for instance in task.instances[TEST:]])
+        return Context(inputs, with_explanations(task), without_explanations(task), everything)
+
+    def run(self) -> dict[str, dict[str, float]]:
+        """Task name → teacher, before, after; the first `tasks` in the order of their names."""
+        if len(self.tasks) < self.settings.tasks:
+            raise ValueError(f"{self.settings.tasks} tasks are asked for, but there are only {len(self.tasks)}")
+        every = len(self.tasks) / self.settings.tasks
+        chosen = [self.tasks[int(i * every)] for i in range(self.settings.tasks)]  # spread over all kinds of tasks
+        print(show_example(self.base, self.tokenizer, self.context(chosen[0]), self.settings))
+        return {task.name: self.folder.value(f"score-{task.name}", lambda task=task: self.distilled(task)) for task in chosen}
+
+    def distilled(self, task: NITask) -> dict[str, float]:
+        context, settings = self.context(task), self.settings
+        seed = fold((self.seed, self.tasks.index(task)))
+        folder = self.folder.path / task.name
+        student = rounds(self.base, self.tokenizer, [[context]], settings.rounds(), seed=seed, folder=folder)
+        instances = task.instances[: settings.test_instances]
+        values = {name: score(model, self.tokenizer, template, instances, settings).rouge for name, model, template in (
+            ("teacher", self.base, context.teacher), ("before", self.base, context.student), ("after", student, context.student))}
+        print(f"{task.name}: " + ", ".join(f"{name} {value:.1f}" for name, value in values.items()))
+        return values
+
+
+def correlation(points: list[tuple[float, float]], seed: int = 0) -> tuple[float, float]:
+    """Pearson's r of the points and its one-sided p-value by permutation: the share of shuffled pairings with a larger r."""
+    x, y = (np.array(side) - np.mean(side) for side in zip(*points))
+    if len(points) < 3 or not x.any() or not y.any():
+        raise ValueError("a correlation needs three tasks or more, and margins that differ")
+    rng, scale = np.random.default_rng(seed), float(np.sqrt((x @ x) * (y @ y)))
+    larger = sum(int((rng.permuted(np.tile(y, (1000, 1)), axis=1) @ x >= x @ y - 1e-12).sum()) for _ in range(SHUFFLES // 1000))
+    return float(x @ y) / scale, (larger + 1) / (SHUFFLES + 1)
+
+
+def margins(by_seed: list[dict[str, dict[str, float]]]) -> dict[str, tuple[float, float]]:
+    """Task → in-context margin and distillation margin, mean over the seeds."""
+    def mean(task: str, name: str) -> float:
+        return float(np.mean([tasks[task][name] - tasks[task]["before"] for tasks in by_seed]))
+    return {task: (round(mean(task, "teacher"), 2), round(mean(task, "after"), 2)) for task in by_seed[0]}
+
+
+def train(settings: InstructionSettings, seeds: list[int], out: Path, device: torch.device, publish: bool = False) -> None:
+    """`train.py --task explanations`: every seed's tasks, then the correlation, the plot and the record."""
+    folders: list[RunFolder] = seed_folders(settings, seeds, out, device)
+    by_seed = [ExplanationRun(settings, seed, folder, device).run() for seed, folder in zip(seeds, folders)]
+    each = [correlation(list(margins([tasks]).values()))[0] for tasks in by_seed]
+    points = margins(by_seed)
+    r, p = correlation(list(points.values()))
+    result = record("explanations", settings.scale, seeds, settings, folders, {"correlation": each}, points=points,
+                    mean_margins={"correlation": round(r, 3), "p_value": p, "shuffles": SHUFFLES})
+    write_record(result, out, publish)
+    print(f"\n{explanations_table(result)}\n\n{minutes_line(result)}\n{scatter(result, out, publish)}")
