@@ -456,7 +456,7 @@ def test_the_pocket_base_makes_itself(tmp_path, cli, capsys):
 def test_quick_from_the_pocket_base(tmp_path, cli):
     """The README's first command, cut down: practice makes the student better than the teacher that is asked to answer at once."""
     if not (ROOT / "data" / "pocket" / "model.safetensors").exists():
-        pytest.skip("data/pocket holds no checkpoint; `python train.py --task pocket --publish` makes it")
+        pytest.skip("data/pocket holds no checkpoint; `python train.py --task pocket --base lists --publish` makes it")
     cli("train", "--task", "addition", "--quick", "--model", ROOT / "data" / "pocket", "--out", tmp_path, "--device", "cpu",
         "--train-questions", 600, "--teacher-epochs", 10, "--teacher-lr", 3e-3, "--dropout", 0, "--practice-questions", 1500,
         "--student-epochs", 11, "--student-lr", 3e-3, "--until", "student")

@@ -154,7 +154,7 @@ def test_short_lists_come_first():
 @pytest.fixture(scope="module")
 def base():
     if not (BASE / "model.safetensors").exists():
-        pytest.skip("data/pocket holds no checkpoint; `python train.py --task pocket --publish` makes it")
+        pytest.skip("data/pocket holds no checkpoint; `python train.py --task pocket --base lists --publish` makes it")
     return load(BASE)
 
 
