@@ -18,7 +18,7 @@ RECORD_FROM = 8  # steps from which recording one pays
 
 
 class PackedLinear:
-    """x Wᵀ + b by oneDNN, with W rearranged at its second use into the blocks that it computes with: up to 2.5 times as fast."""
+    """x Wᵀ + b by oneDNN, with W rearranged at its second use into the blocks that it reads: up to 2.5 times as fast."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
         self.weight, self.bias, self.prepared, self.uses = weight, bias, None, 0

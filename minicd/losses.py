@@ -31,14 +31,14 @@ def empirical(logits: Tensor, labels) -> Tensor:
     q̂ is the empirical distribution of (by default) 100 tokens drawn from q, so the gradient is unbiased and no dense
     [B, T, V] target is ever built. logits [B, T, V] → [B, T] nats.
     """
-    z = at_least_fp32(logits)
-    return z.logsumexp(-1) - (labels.weights * z.gather(-1, labels.ids)).sum(-1)
+    named, norm = NamedAndNorm.apply(logits, labels.ids)
+    return norm - (labels.weights * named).sum(-1)
 
 
 def hard(logits: Tensor, labels) -> Tensor:
     """Equation 1 as written: −log p(f(y)_t), the teacher's sampled token as the label. logits [B, T, V] → [B, T] nats."""
-    z = at_least_fp32(logits)
-    return z.logsumexp(-1) - z.gather(-1, labels.tokens[..., None])[..., 0]
+    named, norm = NamedAndNorm.apply(logits, labels.tokens[..., None])
+    return norm - named[..., 0]
 
 
 def forward(logits: Tensor, labels) -> Tensor:
@@ -70,12 +70,33 @@ def outcomes(logits: Tensor, labels) -> tuple[Tensor, Tensor]:
 
     Nothing is less likely than FLOOR: a label with no tail leaves log 0 otherwise, which `reverse` would multiply with p.
     """
-    z = at_least_fp32(logits)
+    z, norm = NamedAndNorm.apply(logits, labels.ids)
     named = labels.weights > 0
-    p = z.gather(-1, labels.ids) - z.logsumexp(-1, keepdim=True)
+    p = z - norm[..., None]
     p = p.masked_fill(~named, -torch.inf).exp()
     q = labels.weights.to(p.dtype)
     return tuple(torch.cat([x, 1 - x.sum(-1, keepdim=True)], dim=-1).clamp(min=FLOOR).log() for x in (q, p))
+
+
+class NamedAndNorm(torch.autograd.Function):
+    """Logits [..., V], ids [..., K] → z at the ids [..., K] and logsumexp(z) [...], in at least fp32.
+
+    Their gradient is written out because autograd's holds four tensors as large as the logits at once; this holds one, itself.
+    """
+
+    @staticmethod
+    def forward(context, logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        z = at_least_fp32(logits)
+        norm = z.logsumexp(-1)
+        context.save_for_backward(logits, ids, norm)
+        return z.gather(-1, ids), norm
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(context, named: Tensor, norm: Tensor) -> tuple[Tensor, None]:
+        logits, ids, lse = context.saved_tensors
+        p = (logits - lse[..., None]).exp_()
+        return p.mul_(norm[..., None]).scatter_add_(-1, ids, named).to(logits.dtype), None
 
 
 def at_least_fp32(logits: Tensor) -> Tensor:

@@ -45,8 +45,8 @@ def explanations_table(record: dict) -> str:
     mean = record["mean_margins"]
     lines = [f"Correlation of in-context and distillation margin over {len(record['points'])} tasks, margins averaged over "
              f"{seeds_of(record)}, {record['scale']} scale: r = {mean['correlation']:.2f}, p = {mean['p_value']:.5f} "
-             f"(one-sided, {mean['shuffles']:,} permutations); each seed by itself: r = {spread(record['metrics']['correlation'], 2)}",
-             "", "| task | in-context margin | distillation margin |", "| --- | ---: | ---: |"]
+             f"(one-sided, {mean['shuffles']:,} permutations); each seed by itself: r = "
+             f"{spread(record['metrics']['correlation'], 2)}", "", "| task | in-context margin | distillation margin |", "| --- | ---: | ---: |"]
     return "\n".join(lines + [f"| {task} | {x:.1f} | {y:.1f} |" for task, (x, y) in record["points"].items()])
 
 
@@ -82,6 +82,11 @@ def task_ids_table(record: dict) -> str:
     for title, right, wrong, *known in rows:
         ours = " | ".join(spread(metrics[name]) if name else "" for name in (right, wrong))
         lines.append(f"| {title} | {ours} | " + " | ".join(str(paper.get(name, "")) for name in known) + " |")
+    tasks = list(record["by_task"]["teacher"])
+    lines += ["", "| right / wrong number | " + " | ".join(tasks) + " |", "| --- |" + " ---: |" * len(tasks)]
+    for title, right, wrong, *_ in rows:
+        pairs = [" / ".join(f"{record['by_task'][name][task]:.0f}" for name in (right, wrong) if name) for task in tasks]
+        lines.append(f"| {title} | " + " | ".join(pairs) + " |")
     return "\n".join(lines)
 
 
@@ -131,8 +136,7 @@ def speed_section(record: dict) -> str:
     rows = [f"| {row['what']} | {row['median']['minicd']:,.0f} | {row['median']['transformers']:,.0f} | {row['ratio']:.2f} |"
             for row in record["results"]]
     return "\n".join(["| | minicd | transformers | ratio |", "| --- | ---: | ---: | ---: |", *rows, "",
-                      f"(Median of {record['settings']['rounds']} alternating rounds, {record['hardware']}, PyTorch {record['torch']}, "
-                      f"transformers {record['transformers']}, commit {record['commit']}, `{record['command']}`.)"])
+                      bench_line(record)])
 
 
 def sampling_section(record: dict) -> str:
@@ -142,16 +146,43 @@ def sampling_section(record: dict) -> str:
     for row in record["results"]:
         prompt = "–".join(map(str, row["prompt"])) if isinstance(row["prompt"], list) else row["prompt"]
         speeds = " | ".join(f"{row['median'][side]:,.0f}" for side in ("minicd", "transformers"))
-        lines.append(f"| {row['shape']} | {row['precision']} | {row['batch']} | {prompt} → {'up to ' * row['stop']}{row['new']} "
-                     f"| {speeds} | {row['ratio']:.2f} |")
-    return "\n".join([*lines, "", f"(Median of {record['settings']['rounds']} alternating rounds, {record['hardware']}, PyTorch "
-                      f"{record['torch']}, transformers {record['transformers']}, commit {record['commit']}, `{record['command']}`.)"])
+        length = f"{prompt} → {'up to ' * row['stop']}{row['new']}"
+        lines.append(f"| {row['shape']} | {row['precision']} | {row['batch']} | {length} | {speeds} | {row['ratio']:.2f} |")
+    return "\n".join([*lines, "", bench_line(record)])
+
+
+def bench_line(record: dict) -> str:
+    return (f"(Median of {record['settings']['rounds']} alternating rounds, {record['hardware']}, PyTorch {record['torch']}, "
+            f"transformers {record['transformers']}, commit {record['commit']}, `{record['command']}`.)")
+
+
+def labels_section(record: dict) -> str:
+    """What sparse labels save against the dense form, from bench/labels.py."""
+    results, settings = record["results"], record["settings"]
+    kinds = {"sampled": f"{settings['samples']} samples", "top": f"top-{settings['top']}", "exact": "exact"}
+    rows = {f"label of a token in the file: {title}": [saving(r["bytes"]["dense"], r["bytes"][kind], "bytes") for r in results]
+            for kind, title in kinds.items()}
+    for name in results[0]["losses"]:
+        pairs = [(r["losses"]["dense KL"], r["losses"][name]) for r in results]
+        rows[f"loss and gradient: {name}"] = [f"{saving(kl['peak_mib'], own['peak_mib'], 'MiB')}, "
+                                              f"{saving(kl['ms'], own['ms'], 'ms')}" for kl, own in pairs]
+    head = " | ".join(f"vocabulary {r['vocabulary']:,} {r['model']}".rstrip() for r in results)
+    image = ["![Error of the gradient by the size of the label](results/bench-labels.png)", ""] if record["plot"] else []
+    return "\n".join([f"| times less than dense | {head} |", "| --- |" + " ---: |" * len(results),
+                      *(f"| {title} | {' | '.join(cells)} |" for title, cells in rows.items()), "", *image,
+                      f"({len(record['seeds'])} seeds, {record['hardware']}, PyTorch {record['torch']}, "
+                      f"commit {record['commit']}, `{record['command']}`.)"])
+
+
+def saving(dense: float, own: float, unit: str) -> str:
+    ratio = dense / own
+    return f"{ratio:,.{0 if ratio >= 10 else 1 if ratio >= 1 else 2}f}× ({own:,.0f} {unit})"
 
 
 # A section of README → its record in results/ and the function that shows it.
 SECTIONS = {"addition-pocket": ("addition-pocket.json", addition_section), "addition-paper": ("addition-paper.json", addition_section),
             "labelled": ("addition-labelled.json", labelled_section), "speed": ("bench-train.json", speed_section),
-            "sampling": ("bench-sampling.json", sampling_section)}
+            "sampling": ("bench-sampling.json", sampling_section), "labels": ("bench-labels.json", labels_section)}
 
 
 def rebuild_readme(root: Path) -> list[str]:

@@ -121,7 +121,7 @@ def test_a_run_says_what_it_does(finished):
                      r"  extracted answer  .*\n  student prompt    add : ([\d +]+)\n  practised answer  (.*)\n"
                      r"  its first label   (.*)\n", printed)
     assert item and item[1] == item[2]
-    assert sum(int(n) for n in re.findall(r"(\d+)/5", item[4])) == 5  # the label's samples
+    assert 0.8 < sum(float(n) for n in re.findall(r" (\d\.\d\d)", item[4])) < 1.01  # the label's likeliest tokens
     assert printed.count("One practice item") == 2  # one for each seed
     assert "additions of up to 3 digits, %, 2 seeds, pocket scale" in printed
     for row in ("teacher, step by step", "student before", r"\*\*student after\*\*", "scratchpad → direct", r"scratchpad \+ direct",
@@ -384,7 +384,7 @@ def test_help_lists_the_settings(cli, capsys):
         assert flag in said
     with pytest.raises(SystemExit):
         cli("train", "--help")
-    assert "addition, instructions, explanations, task_ids, pocket" in capsys.readouterr().out
+    assert "addition, instructions, explanations, task_ids, pocket" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_checkpoint_is_evaluated(finished, cli, capsys):
@@ -445,9 +445,10 @@ def test_a_damaged_record_is_named(cli, refused, tmp_path, monkeypatch):
 
 def test_the_pocket_base_makes_itself(tmp_path, cli, capsys):
     """--task pocket in very small: it trains, measures itself and leaves a checkpoint that the addition run can start from."""
-    cli("train", "--task", "pocket", "--base", "lists", "--steps", 3, "--batch", 4, "--held-out", 2, "--out", tmp_path, "--device", "cpu")
+    cli("train", "--task", "pocket", "--base", "lists", "--steps", 3, "--batch", 4, "--held-out", 2, "--out", tmp_path,
+        "--device", "cpu")
     said = capsys.readouterr().out
-    assert "held-out exact match, %" in said and "Pretraining text, for example" in said
+    assert "held-out items, %" in said and "Pretraining text, for example" in said
     record = read(tmp_path / "record.json")
     assert record["task"] == "pocket" and set(record["metrics"]) == {"unary", "binary", "lookup", "operation"}
     assert load(tmp_path / "base")[1].backend.get_vocab() == pocket_tokenizer().backend.get_vocab()

@@ -35,8 +35,8 @@ class ExplanationRun(InstructionRun):
 
     def run(self) -> dict[str, dict[str, float]]:
         """Task name → teacher, before, after; the first `tasks` in the order of their names."""
-        if len(self.tasks) < self.settings.tasks:
-            raise ValueError(f"{self.settings.tasks} tasks are asked for, but there are only {len(self.tasks)}")
+        if not 3 <= self.settings.tasks <= len(self.tasks):
+            raise ValueError(f"--tasks {self.settings.tasks}: there are {len(self.tasks)} tasks, and a correlation needs 3")
         every = len(self.tasks) / self.settings.tasks
         chosen = [self.tasks[int(i * every)] for i in range(self.settings.tasks)]  # spread over all kinds of tasks
         print(show_example(self.base, self.tokenizer, self.context(chosen[0]), self.settings))
@@ -55,10 +55,13 @@ class ExplanationRun(InstructionRun):
 
 
 def correlation(points: list[tuple[float, float]], seed: int = 0) -> tuple[float, float]:
-    """Pearson's r of the points and its one-sided p-value by permutation: the share of shuffled pairings with a larger r."""
+    """Pearson's r of the points and its one-sided p-value by permutation: the share of shuffled pairings with a larger r.
+
+    0 and 1 where all margins of a kind are equal, so that nothing can correlate.
+    """
     x, y = (np.array(side) - np.mean(side) for side in zip(*points))
-    if len(points) < 3 or not x.any() or not y.any():
-        raise ValueError("a correlation needs three tasks or more, and margins that differ")
+    if not x.any() or not y.any():
+        return 0.0, 1.0
     rng, scale = np.random.default_rng(seed), float(np.sqrt((x @ x) * (y @ y)))
     larger = sum(int((rng.permuted(np.tile(y, (1000, 1)), axis=1) @ x >= x @ y - 1e-12).sum()) for _ in range(SHUFFLES // 1000))
     return float(x @ y) / scale, (larger + 1) / (SHUFFLES + 1)

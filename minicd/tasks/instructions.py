@@ -198,11 +198,10 @@ def show_example(model: nn.Module, tokenizer: TextTokenizer, context: Context, s
     completion = generate(model, [tokenizer.encode(context.teachers[0](x))], settings.max_new_tokens,
                           generator=torch.Generator(next(model.parameters()).device))[0]
     kept = context.extract(completion)
-    prompt = [f"    {line}" for line in context.teachers[0](x).splitlines()]
-    return "\n".join(["", "One practice item", "  teacher prompt", *prompt,
-                      f"  completion        {tokenizer.decode(completion)}",
-                      f"  extracted answer  {tokenizer.decode(completion[kept]) if kept else '(none)'}",
-                      f"  student prompt    {context.student(x)}", ""])
+    parts = {"teacher prompt": context.teachers[0](x), "completion": tokenizer.decode(completion),
+             "extracted answer": tokenizer.decode(completion[kept]) if kept else "(none)", "student prompt": context.student(x)}
+    lines = [line for title, text in parts.items() for line in (f"  {title}", *(f"    {line}" for line in text.splitlines()))]
+    return "\n".join(["", "One practice item", *lines, ""])
 
 
 def seed_folders(settings, seeds: list[int], out: Path, device: torch.device) -> list[RunFolder]:

@@ -220,7 +220,7 @@ def train(settings: Settings, seeds: list[int], out: Path, device: torch.device,
     metrics = folder.value("held_out", lambda: base.held_out(model, tokenizer, settings.held_out))
     result = record("pocket", base.record, seeds, settings, [folder], {k: [v] for k, v in metrics.items()})
     write_record(result, out, publish)
-    print(f"held-out, %: {metrics}\n{minutes_line(result)}\nThe base is in {out / 'base'}")
+    print(f"held-out items, %: {metrics}\n{minutes_line(result)}\nThe base is in {out / 'base'}")
     if publish:
         save(model, tokenizer, ROOT / "data" / base.folder)
 

@@ -95,19 +95,19 @@ class TaskIdRun:
         return 100 * float(np.mean([any(exact_match(self.tokenizer.decode(a), output) for output in instance.outputs)
                                     for a, instance in zip(answers, instances)]))
 
-    def association(self, model: nn.Module, numbers: list[int]) -> dict[str, float]:
-        """Mean accuracy with each task's own number, and with the others'."""
-        table = [[self.accuracy(model, numbered(number), task) for number in numbers] for task in self.tasks]
-        n = len(table)
-        return {"correct": float(np.mean([table[i][i] for i in range(n)])),
-                "wrong": float(np.mean([table[i][j] for i in range(n) for j in range(n) if i != j]))}
+    def association(self, model: nn.Module, numbers: list[int]) -> dict[str, list[float]]:
+        """Each task's accuracy with its own number, and its mean accuracy with the others'."""
+        table = np.array([[self.accuracy(model, numbered(number), task) for number in numbers] for task in self.tasks])
+        right = table.diagonal()
+        return {"correct": right.tolist(), "wrong": ((table.sum(1) - right) / (len(table) - 1)).tolist()}
 
-    def run(self) -> dict[str, float]:
+    def run(self) -> dict[str, list[float]]:
+        """Row of the table → a figure for each task."""
         first, second = list(range(len(self.tasks))), shuffled(len(self.tasks), self.seed)
         print(show_example(self.base, self.tokenizer, self.contexts(first, True)[0], self.settings))
         teacher = self.folder.value("teacher", lambda: [self.accuracy(self.base, with_explanations(t), t) for t in self.tasks])
         before = self.folder.value("before", lambda: self.association(self.base, first))
-        result = {"teacher": float(np.mean(teacher)), "before_correct": before["correct"], "before_wrong": before["wrong"]}
+        result = {"teacher": teacher, "before_correct": before["correct"], "before_wrong": before["wrong"]}
         for variant, recursive in (("naive", False), ("mixed", False), ("mixed_recursive", True)):
             schedule = [self.contexts(numbers, variant != "naive") for numbers in (first, second)]
             for count, numbers in ((1, first), (2, second)):
@@ -127,7 +127,9 @@ def train(settings: TaskIdSettings, seeds: list[int], out: Path, device: torch.d
     """`train.py --task task_ids`: both variants, two rounds each, then the table and the record."""
     folders = seed_folders(settings, seeds, out, device)
     by_seed = [TaskIdRun(settings, seed, folder, device).run() for seed, folder in zip(seeds, folders)]
-    metrics = {name: [scores[name] for scores in by_seed] for name in by_seed[0]}
-    result = record("task_ids", settings.scale, seeds, settings, folders, metrics, paper=PAPER)
+    metrics = {name: [float(np.mean(scores[name])) for scores in by_seed] for name in by_seed[0]}
+    names = [task.name for task in chosen_tasks(Path(settings.data), settings.chosen)]
+    by_task = {row: dict(zip(names, np.mean([scores[row] for scores in by_seed], axis=0).round(2).tolist())) for row in metrics}
+    result = record("task_ids", settings.scale, seeds, settings, folders, metrics, paper=PAPER, by_task=by_task)
     write_record(result, out, publish)
     print(f"\n{task_ids_table(result)}\n\n{minutes_line(result)}\nStudents, practice sets and record.json: {out}")

@@ -1,0 +1,184 @@
+"""The three experiments on instructions: their parts by hand, and each command end to end in very small, pocket and real data."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import tiny_t5
+
+from minicd.checkpoint import save
+from minicd.commands import guarded
+from minicd.t5 import T5, T5Config, initialise
+from minicd.tasks import explanations, instructions, task_ids
+from minicd.tasks.instructions import InstructionSettings, chosen_tasks, few_shot_inputs, pool
+from minicd.tasks.natural_instructions import Instance, NITask
+from minicd.tasks.pocket_instructions import world_item, world_tokenizer
+from minicd.tokenizer import TextTokenizer, word_tokenizer
+
+pytestmark = pytest.mark.usefixtures("fp32")
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+POCKET_TASKS = ROOT / "data" / "instructions" / "test"
+SMALL = ["--practice-inputs", "12", "--epochs", "1", "--batch", "4", "--label-samples", "5", "--test-instances", "3", "--device", "cpu",
+         "--max-new-tokens", "5"]
+REAL = "task1393,task242,task066,task828"
+
+
+@pytest.fixture(scope="module")
+def pocket_model(tmp_path_factory) -> Path:
+    """A random T5 with the words of the pocket world."""
+    folder, tokenizer = tmp_path_factory.mktemp("pocket"), world_tokenizer()
+    save(tiny_t5(len(tokenizer), initializer_factor=2.0), tokenizer, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def real_model(tmp_path_factory) -> Path:
+    """A small random T5 with the real T5 tokenizer."""
+    path = SHARED / "tokenizers" / "t5" / "tokenizer.json"
+    if not path.exists() or not (SHARED / "natural_instructions").exists():
+        pytest.skip("the real T5 tokenizer and Natural Instructions are not here (shared/data)")
+    model = initialise(T5(T5Config(vocab_size=32128, d_model=16, d_kv=8, d_ff=32, num_heads=2, num_layers=1, dropout_rate=0.0,
+                                   feed_forward_proj="gated-gelu", tie_word_embeddings=False)), seed=0)
+    folder = tmp_path_factory.mktemp("real")
+    save(model, TextTokenizer.load(path), folder)
+    return folder
+
+
+@pytest.fixture
+def train(monkeypatch):
+    def run(task: str, *words) -> None:
+        monkeypatch.setattr(sys, "argv", ["train.py", "--task", task, *SMALL, *map(str, words)])
+        guarded(importlib.import_module("train").main)
+    return run
+
+
+def refused(train, task: str, *words) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        train(task, *words)
+    assert isinstance(stopped.value.code, str) and len(stopped.value.code.splitlines()) == 1
+    return stopped.value.code
+
+
+def task(name: str) -> NITask:
+    return NITask(name, "do it", [], [], [Instance("1", "a", ["b"])], ["Kind"])
+
+
+def test_half_of_the_tasks_are_those_that_explanations_help_most():
+    tasks, margins = [task(name) for name in "abcdef"], [3.0, 40.0, -9.0, 0.5, 20.0, -1.0]
+    assert [t.name for t in chosen_tasks(tasks, margins, 4)] == ["b", "e", "d", "f"]
+    assert [t.name for t in chosen_tasks(tasks, margins, 3)] == ["b", "d", "f"]
+    with pytest.raises(ValueError, match="7 tasks are asked for, but there are only 6"):
+        chosen_tasks(tasks, margins, 7)
+
+
+def test_a_pool_is_drawn_from_with_repeats_and_by_seed():
+    draw = pool(["a", "b", "c"])
+    first, again = (draw(50, np.random.default_rng(1)) for _ in range(2))
+    assert first == again and set(first) == {"a", "b", "c"}
+
+
+def test_few_shot_inputs_come_from_the_model_and_are_never_test_inputs():
+    tokenizer = word_tokenizer(["Input:", "a", "b", "c", "d"])
+    model, settings = tiny_t5(len(tokenizer), initializer_factor=1.0), InstructionSettings(max_new_tokens=2, shots=2)
+    draw = few_shot_inputs(model, tokenizer, ["a b", "c d", "b"], settings)
+    texts = draw(200, np.random.default_rng(0))
+    assert texts == draw(200, np.random.default_rng(0)) and len(texts) == 200 and all(texts) and len(set(texts)) > 5
+    forbidden = {texts[0], texts[1]}
+    allowed = few_shot_inputs(model, tokenizer, ["a b", "c d", "b"], settings, forbidden)(200, np.random.default_rng(0))
+    assert len(allowed) == 200 and not forbidden & set(allowed)
+    with pytest.raises(ValueError, match="asked for 50 inputs, the model wrote only 0 that can be used"):
+        few_shot_inputs(model, tokenizer, ["a"], settings, forbidden=Everything())(50, np.random.default_rng(0))
+
+
+class Everything(set):
+    def __contains__(self, item) -> bool:
+        return True
+
+
+def test_correlation_by_hand():
+    # x − mean = (−1, 0, 1), y − mean = (−2, 1, 1): r = 3 / √(2 · 6) = 0.8660; of the 6 pairings 2 have an r as large
+    r, p = explanations.correlation([(1, 1), (2, 4), (3, 4)])
+    assert r == pytest.approx(0.866025, abs=1e-6) and p == pytest.approx(2 / 6, abs=0.01)
+    assert explanations.correlation([(1, 2), (1, 3), (1, 4)]) == (0.0, 1.0)
+    line = [(float(i), 2.0 * i) for i in range(12)]
+    assert explanations.correlation(line) == (pytest.approx(1.0), pytest.approx(1e-5, abs=1e-5))
+    assert explanations.correlation([(x, -y) for x, y in line])[1] > 0.99
+
+
+def test_margins_are_differences_to_the_student_before():
+    seeds = [{"t": {"teacher": 50.0, "before": 20.0, "after": 40.0}}, {"t": {"teacher": 60.0, "before": 20.0, "after": 30.0}}]
+    assert explanations.margins(seeds) == {"t": (35.0, 15.0)}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_task_keeps_its_number(seed):
+    order = task_ids.shuffled(4, seed)
+    assert sorted(order) == [0, 1, 2, 3] and all(i != number for i, number in enumerate(order))
+    assert order == task_ids.shuffled(4, seed)
+
+
+def test_training_text_begins_without_examples():
+    import random
+    early, late = ([world_item(random.Random(i), done)[0] for i in range(60)] for done in (0.0, 0.5))
+    assert not any("Example" in prompt for prompt in early) and sum("Example 2" in prompt for prompt in late) > 15
+
+
+@pytest.mark.parametrize("name, more", [("instructions", ["--tasks", 2]), ("explanations", ["--tasks", 3]), ("task_ids", [])])
+def test_the_experiments_run_on_pocket_data_and_resume(name, more, pocket_model, train, tmp_path, capsys):
+    train(name, "--model", pocket_model, "--out", tmp_path, *more)
+    output = capsys.readouterr().out
+    assert "One practice item" in output and "Definition:" in output
+    result = json.loads((tmp_path / "record.json").read_text())
+    assert result["task"] == name and result["scale"] == "pocket" and result["minutes"]["total"][0] >= 0
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    train(name, "--model", pocket_model, "--out", tmp_path, *more)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == stamps
+    again = json.loads((tmp_path / "record.json").read_text())
+    assert again["metrics"] == result["metrics"]
+
+
+@pytest.mark.parametrize("name, more", [("instructions", ["--tasks", 2]), ("explanations", ["--tasks", 3]),
+                                        ("task_ids", ["--chosen", REAL])])
+def test_the_experiments_run_on_real_data(name, more, real_model, train, tmp_path):
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    for beginning in REAL.split(","):
+        (path,) = (SHARED / "natural_instructions" / "tasks").glob(f"{beginning}*.json")
+        (tasks / path.name).symlink_to(path)
+    train(name, "--scale", "paper", "--model", real_model, "--data", tasks, "--out", tmp_path / "run", *more)
+    result = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert result["scale"] == "paper" and result["settings"]["lr"] == 1e-5 and result["settings"]["optimiser"] == "adamw"
+
+
+@pytest.mark.parametrize("name, words, message", [
+    ("instructions", ["--tasks", "99"], "99 tasks are asked for, but there are only 36"),
+    ("explanations", ["--tasks", "2"], "a correlation needs 3"),
+    ("task_ids", ["--chosen", "task501,task9"], "0 task files begin with 'task9'"),
+    ("task_ids", ["--chosen", "task50"], "9 task files begin with 'task50'"),
+    ("task_ids", ["--chosen", "task501"], "needs two tasks or more"),
+    ("instructions", ["--data", "nowhere"], "nowhere holds no task file"),
+    ("instructions", ["--model", "nowhere"], "nowhere is not a folder with a model")])
+def test_what_cannot_be_run_is_named(name, words, message, pocket_model, train, tmp_path):
+    assert message in refused(train, name, "--model", pocket_model, "--out", tmp_path, *words)
+
+
+def test_reports(pocket_model):
+    """The tables name every row, with a figure beside the paper's."""
+    from minicd.experiment import spread
+    from minicd.report import explanations_table, instructions_table, task_ids_table
+    figures = dict.fromkeys(instructions.PAPER, 12.34)
+    table = instructions_table({"seeds": [0, 1], "scale": "pocket", "by_task": {"t1": figures}, "paper": instructions.PAPER,
+                                "metrics": {name: spread([10.0, 20.0]) for name in instructions.PAPER}})
+    assert "| **student after** | 15.0 ± 7.1 | 34.7 |" in table and "| t1 | 12.3 | 12.3 | 12.3 | 12.3 |" in table
+    table = explanations_table({"seeds": [0], "scale": "pocket", "points": {"t": (1.0, 2.0)}, "metrics": {"correlation": spread([0.5])},
+                                "mean_margins": {"correlation": 0.5, "p_value": 0.01, "shuffles": 100}})
+    assert "r = 0.50, p = 0.01" in table and "| t | 1.0 | 2.0 |" in table
+    names = ["teacher", "before_correct", "before_wrong"] + [f"{v}_{w}_{i}" for v in ("naive", "mixed", "mixed_recursive")
+                                                            for w in ("correct", "wrong") for i in (1, 2)]
+    table = task_ids_table({"seeds": [0], "scale": "pocket", "paper": task_ids.PAPER, "metrics": {n: spread([50.0]) for n in names},
+                            "by_task": {n: {"a": 1.0, "b": 2.0} for n in names}})
+    assert "| mixed, round 1 | 50.0 | 50.0 | 70 | 16 |" in table and "| naive, round 2 | 1 / 1 | 2 / 2 |" in table
