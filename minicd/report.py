@@ -118,8 +118,7 @@ def load_record(path: Path) -> dict:
 
 
 def addition_section(record: dict) -> str:
-    return "\n\n".join([addition_table(record), minutes_line(record) + f" ({record['hardware']}, PyTorch {record['torch']}, "
-                        f"commit {record['commit']}, `{record['command']}`)."])
+    return f"{addition_table(record)}\n\n{run_line(record)}"
 
 
 def labelled_section(record: dict) -> str:
@@ -179,10 +178,30 @@ def saving(dense: float, own: float, unit: str) -> str:
     return f"{ratio:,.{0 if ratio >= 10 else 1 if ratio >= 1 else 2}f}× ({own:,.0f} {unit})"
 
 
+def run_line(record: dict) -> str:
+    return (f"{minutes_line(record)} ({record['hardware']}, PyTorch {record['torch']}, commit {record['commit']}, "
+            f"`{record['command']}`).")
+
+
+def instructions_section(record: dict) -> str:
+    return f"{instructions_table(record)}\n\n{run_line(record)}"
+
+
+def explanations_section(record: dict) -> str:
+    plot = f"![In-context and distillation margin](results/explanations-{record['scale']}.png)"
+    return f"{explanations_table(record)}\n\n{plot}\n\n{run_line(record)}"
+
+
+def task_ids_section(record: dict) -> str:
+    return f"{task_ids_table(record)}\n\n{run_line(record)}"
+
+
 # A section of README → its record in results/ and the function that shows it.
-SECTIONS = {"addition-pocket": ("addition-pocket.json", addition_section), "addition-paper": ("addition-paper.json", addition_section),
-            "labelled": ("addition-labelled.json", labelled_section), "speed": ("bench-train.json", speed_section),
+SECTIONS = {"labelled": ("addition-labelled.json", labelled_section), "speed": ("bench-train.json", speed_section),
             "sampling": ("bench-sampling.json", sampling_section), "labels": ("bench-labels.json", labels_section)}
+EXPERIMENTS = {"addition": addition_section, "instructions": instructions_section, "explanations": explanations_section,
+               "task_ids": task_ids_section}
+SECTIONS |= {f"{task}-{scale}": (f"{task}-{scale}.json", show) for task, show in EXPERIMENTS.items() for scale in ("pocket", "paper")}
 
 
 def rebuild_readme(root: Path) -> list[str]:
