@@ -18,7 +18,7 @@ from typing import Callable
 import torch
 from torch import Tensor
 
-from ..checkpoint import save
+from ..checkpoint import load, save
 from ..experiment import ROOT, RunFolder, option, record, write_record
 from ..labels import Examples, LabelBatch
 from ..metrics import exact_match
@@ -27,7 +27,7 @@ from ..sampling import generate
 from ..t5 import T5, T5Config, initialise
 from ..tokenizer import TextTokenizer, word_tokenizer
 from ..training import FitSettings, fit, length_buckets
-from .pocket_instructions import held_out_rouge, world_config, world_item, world_tokenizer
+from .pocket_instructions import held_out_rouge, world_item, world_tokenizer
 
 Item = Callable[[random.Random, float], tuple[str, str]]
 
@@ -171,15 +171,34 @@ class Base:
     """What one of the two bases is made of, and where it is kept."""
 
     tokenizer: Callable[[], TextTokenizer]
-    config: Callable[[int], T5Config]  # of the vocabulary's size
+    start: Callable[[TextTokenizer, int], T5]  # a model for the tokenizer, from a seed
     item: Item
     held_out: Callable[[T5, TextTokenizer, int], dict[str, float]]  # percent, on n held-out items of each kind
     folder: str  # in data/
     record: str  # scale of the record in results/
 
 
-def pocket_model(tokenizer: TextTokenizer, seed: int, config: Callable[[int], T5Config] = pocket_config) -> T5:
-    return initialise(T5(config(-(-len(tokenizer) // 8) * 8)), seed)
+def pocket_model(tokenizer: TextTokenizer, seed: int) -> T5:
+    return initialise(T5(pocket_config(-(-len(tokenizer) // 8) * 8)), seed)
+
+
+def moved_base(tokenizer: TextTokenizer, seed: int) -> T5:
+    """data/pocket with another vocabulary: it can copy and point, and has to learn new words, of which it keeps those it knows.
+
+    Raises ValueError where data/pocket is missing or damaged.
+    """
+    old, old_tokenizer = load(ROOT / "data" / "pocket")
+    model, known = pocket_model(tokenizer, seed), old_tokenizer.backend.get_vocab()
+    with torch.no_grad():
+        for (name, new), parameter in zip(model.named_parameters(), old.parameters(), strict=True):
+            if name not in ("shared.weight", "lm_head.weight"):
+                new.copy_(parameter)
+                continue
+            new.normal_(0.0, parameter.std().item(), generator=torch.Generator().manual_seed(seed))
+            for word, i in tokenizer.backend.get_vocab().items():
+                if word in known:
+                    new[i] = parameter[known[word]]
+    return model
 
 
 @dataclass
@@ -208,7 +227,7 @@ def train(settings: Settings, seeds: list[int], out: Path, device: torch.device,
     tokenizer, folder = base.tokenizer(), RunFolder(out, settings, device)
 
     def make(progress: Path) -> T5:
-        model = pocket_model(tokenizer, seeds[0], base.config).to(device)
+        model = base.start(tokenizer, seeds[0]).to(device)
         fit_settings = FitSettings(lr=settings.lr, batch_size=settings.batch, warmup=0.02, decay=0.3, clip=1.0,
                                    optimiser=settings.optimiser)
         text = PocketText(tokenizer, settings.steps, settings.batch, seeds[0], base.item)
@@ -237,5 +256,5 @@ def held_out_accuracy(model: T5, tokenizer: TextTokenizer, n: int) -> dict[str, 
     return result
 
 
-BASES = {"lists": Base(pocket_tokenizer, pocket_config, list_item, held_out_accuracy, "pocket", "base"),
-         "instructions": Base(world_tokenizer, world_config, world_item, held_out_rouge, "pocket-instructions", "instructions")}
+BASES = {"lists": Base(pocket_tokenizer, pocket_model, list_item, held_out_accuracy, "pocket", "base"),
+         "instructions": Base(world_tokenizer, moved_base, world_item, held_out_rouge, "pocket-instructions", "instructions")}
