@@ -169,7 +169,7 @@ class Cache(KeyValues):
     def step_bias(self) -> Tensor:
         if self.clock is not None:
             return self.bias + hide(self.slots <= self.clock)
-        return self.bias[..., : self.position + 1]
+        return self.bias[..., : self.end] + hide(self.slots[: self.end] <= self.position)
 
     def step_positions(self) -> Tensor:
         """[B, 1]"""

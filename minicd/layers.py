@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+ROUNDED = 16  # steps between new lengths of attention
 KINDS = {"int": int, "int | None": int, "float": (int, float), "bool": bool, "str": str, "dict": dict, "tuple": tuple}
 
 
@@ -50,8 +51,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tenso
 class KeyValues:
     """The keys and values of all steps so far, in memory laid out once: for each layer two of [B, heads, length, d].
 
-    Either `position` is a number and `store` returns what has been filled, or `clock` holds it on the device and `store`
-    returns the whole memory, so that a recorded step can be replayed: its mask must hide what is not filled.
+    Either `position` is a number and `store` returns little more than what has been filled, or `clock` holds it on the device
+    and `store` returns the whole memory, so that a recorded step can be replayed. The mask must hide what is not filled.
     """
 
     def __init__(self, layers: int, like: Tensor, length: int):
@@ -71,9 +72,14 @@ class KeyValues:
         keys, values = self.memory[layer]
         if self.clock is not None:
             return keys.index_copy_(2, self.clock, k.to(keys.dtype)), values.index_copy_(2, self.clock, v.to(keys.dtype))
-        t = self.position
+        t, end = self.position, self.end
         keys[:, :, t], values[:, :, t] = k[:, :, 0], v[:, :, 0]
-        return keys[:, :, : t + 1], values[:, :, : t + 1]
+        return keys[:, :, :end], values[:, :, :end]
+
+    @property
+    def end(self) -> int:
+        """What attention looks at, rounded up: matrix products on the CPU set themselves up anew for every length."""
+        return min(self.length, -(-(self.position + 1) // ROUNDED) * ROUNDED)
 
     def advance(self) -> None:
         self.position += 1

@@ -176,7 +176,7 @@ class Cache(KeyValues):
         """This step's row of the bias [1, heads, 1, keys]."""
         if self.clock is not None:
             return self.bias.index_select(2, self.clock)
-        return self.bias[:, :, self.position : self.position + 1, : self.position + 1]
+        return self.bias[:, :, self.position : self.position + 1, : self.end]
 
     def keep(self, rows: Tensor) -> None:
         super().keep(rows)
