@@ -12,9 +12,9 @@ from pathlib import Path
 
 from minicd.commands import Parser, guarded
 from minicd.device import pick_device
-from minicd.experiment import ROOT, RunFolder, read_json, record, spread
+from minicd.experiment import ROOT, RunFolder, read_json, record, seed_folder, spread
 from minicd.files import atomic_json
-from minicd.tasks.addition import AdditionRun, AdditionSettings, seed_folder
+from minicd.tasks.addition import AdditionRun, AdditionSettings
 
 
 DEFAULT = AdditionSettings()

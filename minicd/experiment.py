@@ -111,6 +111,18 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is damaged ({error}); delete it to run this stage anew") from None
 
 
+def seed_folder(out: Path, seed: int) -> Path:
+    """Seed 0 has the run folder itself, the others folders inside it."""
+    return out if seed == 0 else out / f"seed-{seed}"
+
+
+def seed_folders(settings: Any, seeds: list[int], out: Path, device: torch.device) -> list[RunFolder]:
+    """Show the settings, and open a run folder for each seed."""
+    shown = dataclasses.asdict(settings).items()
+    print("\n".join(["Settings", *(f"  {name:20} {value}" for name, value in shown)]))
+    return [RunFolder(seed_folder(out, seed), settings, device) for seed in seeds]
+
+
 def commit() -> str:
     """The commit of the code, with + where files differ from it; empty outside a git checkout."""
     def git(*words: str) -> str:

@@ -36,13 +36,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tenso
     """softmax(scale · q kᵀ + bias) v.  q [B, heads, T, d], k and v [B, kv_heads, S, d] → [B, heads, T, d].
 
     Where kv_heads is smaller, neighbouring heads share a key head (grouped-query attention, Ainslie et al., 2023).
-    `bias` is broadcastable to [B, heads, T, S].
+    `bias` is broadcastable to [B, heads, T, S]; where heads share keys, it is the same for all heads.
     """
     if q.shape[2] == 1 and q.device.type == "cpu":  # a decoding step: plain products beat the CPU's fused kernel
         (batch, heads, _, size), kv_heads, dtype = q.shape, k.shape[1], q.dtype
         q = (q if scale == 1.0 else q * scale).reshape(batch, kv_heads, heads // kv_heads, size)  # a group's heads as queries
-        if bias.shape[1] > 1 and kv_heads != heads:
-            bias = bias.reshape(-1, kv_heads, heads // kv_heads, bias.shape[-1])
         y = (q.to(k.dtype) @ k.transpose(-2, -1)).add_(bias).softmax(-1) @ v
         return y.reshape(batch, heads, 1, size).to(dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=scale, enable_gqa=k.shape[1] != q.shape[1])

@@ -14,9 +14,9 @@ ROWS = {"teacher": "teacher, step by step", "before": "student before", "after":
 
 def addition_table(record: dict) -> str:
     """Table 3 beside the paper's, then accuracy by digits and by carry run, in Markdown."""
-    seeds, metrics = len(record["seeds"]), record["metrics"]
+    metrics = record["metrics"]
     lines = [f"Exact match on unseen additions of up to {record['settings']['max_digits']} digits, %, "
-             f"{seeds} seed{'s' * (seeds > 1)}, {record['scale']} scale", "", "| | minicd | paper |", "| --- | ---: | ---: |"]
+             f"{seeds_of(record)}, {record['scale']} scale", "", "| | minicd | paper |", "| --- | ---: | ---: |"]
     for name, title in ROWS.items():
         if name in metrics:
             lines.append(f"| {title} | {spread(metrics[name])} | {record['paper'].get(name, '')} |")
@@ -46,7 +46,8 @@ def explanations_table(record: dict) -> str:
     lines = [f"Correlation of in-context and distillation margin over {len(record['points'])} tasks, margins averaged over "
              f"{seeds_of(record)}, {record['scale']} scale: r = {mean['correlation']:.2f}, p = {mean['p_value']:.5f} "
              f"(one-sided, {mean['shuffles']:,} permutations); each seed by itself: r = "
-             f"{spread(record['metrics']['correlation'], 2)}", "", "| task | in-context margin | distillation margin |", "| --- | ---: | ---: |"]
+             f"{spread(record['metrics']['correlation'], 2)}", "",
+             "| task | in-context margin | distillation margin |", "| --- | ---: | ---: |"]
     return "\n".join(lines + [f"| {task} | {x:.1f} | {y:.1f} |" for task, (x, y) in record["points"].items()])
 
 

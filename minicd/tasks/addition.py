@@ -17,7 +17,7 @@ from torch import nn
 
 from ..checkpoint import load
 from ..distill import Context, PracticeSettings, distill, practice
-from ..experiment import RunFolder, option, record, write_record
+from ..experiment import RunFolder, option, record, seed_folder, seed_folders, write_record
 from ..labels import Examples, SoftLabels
 from ..losses import LABELS, LOSSES
 from ..metrics import exact_match
@@ -267,8 +267,7 @@ SCALES = {"pocket": {}, "paper": PAPER_SCALE}
 
 def train(settings: AdditionSettings, seeds: list[int], out: Path, device: torch.device, publish: bool = False) -> None:
     """`train.py --task addition`: every seed's stages, then the table and the record."""
-    print("\n".join(["Settings", *(f"  {name:20} {value}" for name, value in asdict(settings).items())]))
-    scores, folders = [], [RunFolder(seed_folder(out, seed), settings, device) for seed in seeds]
+    scores, folders = [], seed_folders(settings, seeds, out, device)
     for seed, folder in zip(seeds, folders):
         print(f"\nSeed {seed}, {folder.path}")
         scores.append(AdditionRun(settings, seed, folder, device).run())
@@ -278,11 +277,6 @@ def train(settings: AdditionSettings, seeds: list[int], out: Path, device: torch
     result = make_record(settings, seeds, scores, folders)
     write_record(result, out, publish)
     print(f"\n{addition_table(result)}\n\n{minutes_line(result)}\nModels, practice set and record.json: {out}")
-
-
-def seed_folder(out: Path, seed: int) -> Path:
-    """Seed 0 has the run folder itself, the others folders inside it."""
-    return out if seed == 0 else out / f"seed-{seed}"
 
 
 def make_record(settings: AdditionSettings, seeds: list[int], scores: list[dict], folders: list[RunFolder]) -> dict:

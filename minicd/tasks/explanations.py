@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..distill import Context, everything, fold, rounds
-from ..experiment import RunFolder, record, write_record
+from ..distill import Context, everything
+from ..experiment import record, seed_folders, write_record
 from ..report import explanations_table, minutes_line, scatter
-from .instructions import (PAPER_SCALE, TEST, InstructionRun, InstructionSettings, pool, score, seed_folders, show_example,
-                           with_explanations, without_explanations)
+from .instructions import (PAPER_SCALE, TEST, InstructionRun, InstructionSettings, pool, with_explanations,
+                           without_explanations)
 from .natural_instructions import NITask
 
 Settings = InstructionSettings
@@ -33,25 +33,12 @@ class ExplanationRun(InstructionRun):
         inputs = pool([instance.input for instance in task.instances[TEST:]])
         return Context(inputs, with_explanations(task), without_explanations(task), everything)
 
-    def run(self) -> dict[str, dict[str, float]]:
-        """Task name → teacher, before, after; the first `tasks` in the order of their names."""
+    def chosen(self) -> list[NITask]:
+        """So many tasks, spread over all kinds of them."""
         if not 3 <= self.settings.tasks <= len(self.tasks):
             raise ValueError(f"--tasks {self.settings.tasks}: there are {len(self.tasks)} tasks, and a correlation needs 3")
         every = len(self.tasks) / self.settings.tasks
-        chosen = [self.tasks[int(i * every)] for i in range(self.settings.tasks)]  # spread over all kinds of tasks
-        print(show_example(self.base, self.tokenizer, self.context(chosen[0]), self.settings))
-        return {task.name: self.folder.value(f"score-{task.name}", lambda task=task: self.distilled(task)) for task in chosen}
-
-    def distilled(self, task: NITask) -> dict[str, float]:
-        context, settings = self.context(task), self.settings
-        seed = fold((self.seed, self.tasks.index(task)))
-        folder = self.folder.path / task.name
-        student = rounds(self.base, self.tokenizer, [[context]], settings.rounds(), seed=seed, folder=folder)
-        instances = task.instances[: settings.test_instances]
-        values = {name: score(model, self.tokenizer, template, instances, settings).rouge for name, model, template in (
-            ("teacher", self.base, context.teacher), ("before", self.base, context.student), ("after", student, context.student))}
-        print(f"{task.name}: " + ", ".join(f"{name} {value:.1f}" for name, value in values.items()))
-        return values
+        return [self.tasks[int(i * every)] for i in range(self.settings.tasks)]
 
 
 def correlation(points: list[tuple[float, float]], seed: int = 0) -> tuple[float, float]:
@@ -76,7 +63,7 @@ def margins(by_seed: list[dict[str, dict[str, float]]]) -> dict[str, tuple[float
 
 def train(settings: InstructionSettings, seeds: list[int], out: Path, device: torch.device, publish: bool = False) -> None:
     """`train.py --task explanations`: every seed's tasks, then the correlation, the plot and the record."""
-    folders: list[RunFolder] = seed_folders(settings, seeds, out, device)
+    folders = seed_folders(settings, seeds, out, device)
     by_seed = [ExplanationRun(settings, seed, folder, device).run() for seed, folder in zip(seeds, folders)]
     each = [correlation(list(margins([tasks]).values()))[0] for tasks in by_seed]
     points = margins(by_seed)

@@ -7,7 +7,7 @@ first 100 instances of a task, which Natural Instructions keeps for tests.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 
@@ -17,7 +17,7 @@ from torch import nn
 
 from ..checkpoint import load
 from ..distill import Context, PracticeSettings, RoundSettings, everything, fold, rounds
-from ..experiment import RunFolder, option, record, write_record
+from ..experiment import RunFolder, option, record, seed_folders, write_record
 from ..losses import LABELS, LOSSES
 from ..metrics import rouge_l
 from ..report import instructions_table, minutes_line
@@ -172,10 +172,13 @@ class InstructionRun:
         inputs = few_shot_inputs(self.base, self.tokenizer, examples, self.settings, forbidden=tests)
         return Context(inputs, with_explanations(task), bare, everything)
 
+    def chosen(self) -> list[NITask]:
+        margins = self.folder.value("margins", lambda: explanation_margins(self.base, self.tokenizer, self.tasks, self.settings))
+        return chosen_tasks(self.tasks, margins, self.settings.tasks)
+
     def run(self) -> dict[str, dict[str, float]]:
         """Task name → teacher, before, after, and the ratio of tokens."""
-        margins = self.folder.value("margins", lambda: explanation_margins(self.base, self.tokenizer, self.tasks, self.settings))
-        chosen = chosen_tasks(self.tasks, margins, self.settings.tasks)
+        chosen = self.chosen()
         print(show_example(self.base, self.tokenizer, self.context(chosen[0]), self.settings))
         return {task.name: self.folder.value(f"score-{task.name}", lambda task=task: self.distilled(task)) for task in chosen}
 
@@ -186,7 +189,7 @@ class InstructionRun:
         student = rounds(self.base, self.tokenizer, [[context]], settings.rounds(), seed=seed, folder=folder)
         instances = task.instances[: settings.test_instances]
         teacher = score(self.base, self.tokenizer, context.teacher, instances, settings)
-        before, after = (score(model, self.tokenizer, bare, instances, settings) for model in (self.base, student))
+        before, after = (score(model, self.tokenizer, context.student, instances, settings) for model in (self.base, student))
         print(f"{task.name}: teacher {teacher.rouge:.1f}, before {before.rouge:.1f}, after {after.rouge:.1f}")
         return {"teacher": teacher.rouge, "before": before.rouge, "after": after.rouge,
                 "token_ratio": teacher.tokens / after.tokens}
@@ -202,12 +205,6 @@ def show_example(model: nn.Module, tokenizer: TextTokenizer, context: Context, s
              "extracted answer": tokenizer.decode(completion[kept]) if kept else "(none)", "student prompt": context.student(x)}
     lines = [line for title, text in parts.items() for line in (f"  {title}", *(f"    {line}" for line in text.splitlines()))]
     return "\n".join(["", "One practice item", *lines, ""])
-
-
-def seed_folders(settings, seeds: list[int], out: Path, device: torch.device) -> list[RunFolder]:
-    """Seed 0 has the run folder itself, the others folders inside it."""
-    print("\n".join(["Settings", *(f"  {name:18} {value}" for name, value in asdict(settings).items())]))
-    return [RunFolder(out if seed == 0 else out / f"seed-{seed}", settings, device) for seed in seeds]
 
 
 def train(settings: InstructionSettings, seeds: list[int], out: Path, device: torch.device, publish: bool = False) -> None:

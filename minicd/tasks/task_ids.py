@@ -17,11 +17,11 @@ from torch import nn
 
 from ..checkpoint import load
 from ..distill import Context, everything, rounds
-from ..experiment import RunFolder, option, record, write_record
+from ..experiment import RunFolder, option, record, seed_folders, write_record
 from ..metrics import exact_match
 from ..report import minutes_line, task_ids_table
 from ..sampling import generate
-from .instructions import PAPER_SCALE, TEST, InstructionSettings, Template, pool, seed_folders, show_example, with_explanations
+from .instructions import PAPER_SCALE, TEST, InstructionSettings, Template, pool, show_example, with_explanations
 from .natural_instructions import NITask, load_task
 
 # Table 1: accuracy with the right number, and with a wrong one
