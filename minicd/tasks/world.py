@@ -245,7 +245,10 @@ def in_turn(candidates: list[Steps]) -> list[Steps]:
 
 
 class TaskPool:
-    """Tasks to draw from: as many with one rule as with two, and every choice of rules as often as any other."""
+    """Tasks to draw from: as many with one rule as with two, and every choice of rules as often as any other.
+
+    Those with two labels three times as often: one token of their answers says little, and they were learnt last.
+    """
 
     def __init__(self, tasks: Sequence[Task]):
         by_rules: dict[tuple[str, ...], list[Task]] = {}
@@ -256,7 +259,8 @@ class TaskPool:
     def draw(self, rng: random.Random) -> Task:
         """A task in a new dress."""
         groups = rng.choice([groups for groups in self.groups if groups])
-        return dressed(rng.choice(rng.choice(groups)).steps, rng)
+        weights = [3 if group[0].steps[-1].rule in BINARY else 1 for group in groups]
+        return dressed(rng.choice(rng.choices(groups, weights)[0]).steps, rng)
 
 
 def draw_item(rng: random.Random, pool: TaskPool, longest: int = LONGEST, most_examples: int = 3,
@@ -266,8 +270,8 @@ def draw_item(rng: random.Random, pool: TaskPool, longest: int = LONGEST, most_e
     if rng.random() < raw:
         return raw_item(rng, task, longest)
     positives, negatives = rng.randint(0, most_examples), rng.randint(0, most_examples)
-    if task.style != "full" and most_examples:
-        positives = max(1, positives)  # without any example nobody could know the rule
+    if task.style != "full" and not positives:  # nobody could know the rule
+        task, positives = (task, 1) if most_examples else (replace(task, style="full"), 0)
     seen: set[str] = set()
     good, bad = examples(task, rng, positives, seen, longest), wrong_examples(task, rng, negatives, seen, longest)
     text = new_input(task, rng, seen, longest)
