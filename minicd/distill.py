@@ -163,39 +163,50 @@ def distill(student: nn.Module, items: Examples, settings: FitSettings = FitSett
 
     Raises ValueError where the loss needs other labels than the items have, and what `fit` raises.
     """
-    if LABELS.get(settings.loss, "sampled") != "sampled" and not items.labels.weights.is_floating_point():
-        raise ValueError(f"the loss {settings.loss!r} needs exact or top-k labels, but this practice set has sampled ones")
+    check_labels(settings.loss, sampled=not items.labels.weights.is_floating_point())
     batches = Epochs(items, settings.batch_size, epochs, seed, student.config.pad_token_id)
     return fit(student, batches, settings, seed=seed, checkpoint=checkpoint, save_every=save_every, name=name)
+
+
+def check_labels(loss: str, sampled: bool) -> None:
+    if sampled and LABELS.get(loss, "sampled") != "sampled":
+        raise ValueError(f"the loss {loss!r} needs exact or top-k labels, but these are sampled")
+
+
+def check_on_policy(context: Context) -> None:
+    """Raises ValueError where f is not the identity: the student writes no scratchpad that could be cut off."""
+    if context.extract is not everything:
+        raise ValueError("on-policy distillation needs the identity as its extractor: the teacher judges the student's whole "
+                         "answer, from which nothing can be cut off")
 
 
 class OnPolicy:
     """Batches on which the student answers and the teacher, under its own prompt, labels every token of that answer.
 
     Then the student learns where its own mistakes lead (Agarwal et al., 2024), usually with the loss `reverse` or `jsd`.
-    Raises ValueError where the extractor is not the identity: the student writes no scratchpad that could be cut off.
+    Several contexts take turns. Raises ValueError where an extractor is not the identity.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, tokenizer: TextTokenizer, context: Context,
-                 settings: PracticeSettings, *, steps: int, batch_size: int, seed: int = 0):
-        if context.extract is not everything:
-            raise ValueError("on-policy distillation needs the identity as its extractor: the teacher judges the student's whole "
-                             "answer, from which nothing can be cut off")
-        self.student, self.teacher, self.tokenizer, self.context = student, teacher, tokenizer, context
+    def __init__(self, student: nn.Module, teacher: nn.Module, tokenizer: TextTokenizer,
+                 context: Context | Sequence[Context], settings: PracticeSettings, *, steps: int, batch_size: int, seed: int = 0):
+        self.contexts = [context] if isinstance(context, Context) else list(context)
+        for each in self.contexts:
+            check_on_policy(each)
+        self.student, self.teacher, self.tokenizer = student, teacher, tokenizer
         self.settings, self.steps, self.batch_size, self.seed = settings, steps, batch_size, seed
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> tuple[torch.Tensor, LabelBatch]:
-        seed, eos = (self.seed, step), self.tokenizer.eos_id
+        seed, eos, context = (self.seed, step), self.tokenizer.eos_id, self.contexts[step % len(self.contexts)]
         generator = torch.Generator(next(self.student.parameters()).device).manual_seed(fold(seed))
-        inputs = self.context.inputs(self.batch_size, np.random.default_rng(seed))
-        prompts = self.tokenizer.encode_all([self.context.student(x) for x in inputs])
+        inputs = context.inputs(self.batch_size, np.random.default_rng(seed))
+        prompts = self.tokenizer.encode_all([context.student(x) for x in inputs])
         sampled, reasons = generate(self.student, prompts, self.settings.max_new_tokens, self.settings.temperature,
                                     generator=generator, reasons=True)
         answers = [[*y, eos] if why == "eos" else y for y, why in zip(sampled, reasons)]
-        views = [self.tokenizer.encode_all([template(x) for x in inputs]) for template in self.context.teachers]
+        views = [self.tokenizer.encode_all([template(x) for x in inputs]) for template in context.teachers]
         logits = ensemble_logits(self.teacher, views, answers, [slice(0, len(a)) for a in answers])
         labels = soft_labels(torch.cat(logits), self.settings, generator)
         examples = Examples(Ragged.of(prompts), Ragged.of(answers), labels)
@@ -210,6 +221,7 @@ class RoundSettings:
     fit: FitSettings = field(default_factory=lambda: FitSettings(loss="empirical"))
     items: int = 4096  # practice inputs for each context
     epochs: float = 1.0
+    on_policy: bool = False  # as many answers as items × epochs, each by the student of that moment
 
 
 def rounds(model: nn.Module, tokenizer: TextTokenizer, schedule: Sequence[Sequence[Context | str]],
@@ -245,10 +257,18 @@ def one_round(teacher: nn.Module, student: nn.Module, tokenizer: TextTokenizer, 
     if done and done.exists():
         load_state(student, done)
         return
-    parts = [practice(teacher, tokenizer, context, settings.items, settings.practice, seed=fold((seed, k)),
-                      folder=folder and folder / f"practice-{k}") for k, context in enumerate(contexts)]
-    distill(student, Examples.join(parts), settings.fit, epochs=settings.epochs, seed=seed,
-            checkpoint=folder and folder / "progress.safetensors")
+    progress = folder and folder / "progress.safetensors"
+    check_labels(settings.fit.loss, settings.practice.labels == "sampled")
+    if settings.on_policy:
+        judge = deepcopy(teacher) if teacher is student else teacher
+        steps = max(1, round(settings.items * len(contexts) * settings.epochs / settings.fit.batch_size))
+        batches = OnPolicy(student, judge, tokenizer, contexts, settings.practice, steps=steps,
+                           batch_size=settings.fit.batch_size, seed=seed)
+        fit(student, batches, settings.fit, seed=seed, checkpoint=progress, name="on-policy")
+    else:
+        parts = [practice(teacher, tokenizer, context, settings.items, settings.practice, seed=fold((seed, k)),
+                          folder=folder and folder / f"practice-{k}") for k, context in enumerate(contexts)]
+        distill(student, Examples.join(parts), settings.fit, epochs=settings.epochs, seed=seed, checkpoint=progress)
     if done:
         atomic_safetensors(done, student.state_dict())
 

@@ -18,6 +18,8 @@ of the vocabulary is one more outcome, the tail, with the probability that remai
 from __future__ import annotations
 
 import math
+from functools import partial
+from typing import Callable
 
 import torch
 from torch import Tensor
@@ -107,6 +109,15 @@ def at_least_fp32(logits: Tensor) -> Tensor:
 def mean_over_answers(per_token: Tensor, mask: Tensor) -> Tensor:
     """Sum over the real answer tokens of the batch ÷ their number; padding counts for nothing. → scalar."""
     return per_token.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def loss_named(name: str, beta: float = 0.5) -> Callable[..., Tensor]:
+    """The loss of that name; `beta` is jsd's. Raises ValueError for an unknown name, or a beta that is not between 0 and 1."""
+    if name not in LOSSES:
+        raise ValueError(f"there is no loss {name!r}; losses: {', '.join(LOSSES)}")
+    if name == "jsd" and not 0 < beta < 1:
+        raise ValueError(f"the loss jsd with β = {beta}: it must lie between 0 and 1 (next to them, use exact or reverse)")
+    return partial(jsd, beta=beta) if name == "jsd" else LOSSES[name]
 
 
 LOSSES = {"empirical": empirical, "hard": hard, "exact": forward, "topk": forward, "reverse": reverse, "jsd": jsd}

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from .device import autocast
 from .files import atomic_safetensors
 from .labels import Examples, LabelBatch
-from .losses import LOSSES, mean_over_answers
+from .losses import loss_named, mean_over_answers
 
 CHECK_EVERY = 20  # steps between looks at the loss: each look waits for the device
 
@@ -31,6 +31,7 @@ class FitSettings:
     decay: float = 0.0  # share of the steps, at the end, with a linearly falling one
     clip: float = 0.0  # largest gradient norm; 0: no clipping
     loss: str = "hard"
+    jsd_beta: float = 0.5  # of the loss jsd
     dropout: float | None = None  # None: what the model's config says
     optimiser: str = "adamw"  # or muon: for the layers' matrices (Jordan et al., 2024), AdamW for the rest
     precision: str = "auto"  # auto, bf16 or fp32; master weights are always fp32
@@ -90,6 +91,7 @@ class Run:
     def __init__(self, model: nn.Module, settings: FitSettings, steps: int, seed: int, checkpoint: Path | None):
         self.model, self.settings, self.steps, self.checkpoint = model, settings, steps, checkpoint
         self.optimisers = make_optimisers(model, settings)
+        self.loss = loss_named(settings.loss, settings.jsd_beta)
         self.device = next(model.parameters()).device
         self.description = json.dumps({"settings": asdict(settings), "steps": steps, "seed": seed})
         self.step, self.history, self.saved = 0, [], time.monotonic()
@@ -102,7 +104,7 @@ class Run:
         prompts, labels = prompts.to(self.device, non_blocking=True), labels.to(self.device)
         with autocast(self.device, self.settings.precision):
             logits = self.model(prompts, labels.tokens)
-        loss = mean_over_answers(LOSSES[self.settings.loss](logits, labels), labels.mask)
+        loss = mean_over_answers(self.loss(logits, labels), labels.mask)
         loss.backward()
         if self.settings.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)

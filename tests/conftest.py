@@ -6,8 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import tiny_t5
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from minicd import checkpoint  # noqa: E402
+from minicd.tokenizer import word_tokenizer  # noqa: E402
+
 torch.set_num_threads(1)
 
 
@@ -15,3 +20,11 @@ torch.set_num_threads(1)
 def fp32(monkeypatch):
     """generate() and score() in fp32, also on processors with bf16 units: for tight comparisons."""
     monkeypatch.setattr("minicd.sampling.autocast", lambda device, precision="auto": contextlib.nullcontext())
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A sound folder, for a test to damage."""
+    path = tmp_path / "model"
+    checkpoint.save(tiny_t5(16), word_tokenizer(["one", "two"]), path)
+    return path

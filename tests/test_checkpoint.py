@@ -25,14 +25,6 @@ FOLDERS = sorted(path.name for path in FIXTURES.iterdir() if (path / "config.jso
 INDEX = "model.safetensors.index.json"
 
 
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    """A sound folder, for a test to damage."""
-    path = tmp_path / "model"
-    checkpoint.save(tiny_t5(16), word_tokenizer(["one", "two"]), path)
-    return path
-
-
 def copied(name: str, tmp_path: Path) -> Path:
     """A copy of a fixture, for a test to change."""
     return Path(shutil.copytree(FIXTURES / name, tmp_path / name))

@@ -348,6 +348,9 @@ def test_a_mistake_is_named_in_one_sentence(refused, words, sentence):
 @pytest.mark.parametrize("changes, sentence", [({"max_digits": 19}, "operands have 1 to 18 digits, not 19"),
                                                ({"max_digits": 1}, "64 different questions of at most 1 digits are too many"),
                                                ({"train_questions": 10**6}, "1000000 different questions .* are too many"),
+                                               ({"loss": "jsd", "jsd_beta": 1.0}, "the loss jsd with β = 1.0: it must lie between"),
+                                               ({"loss": "reverse", "labels": "sampled"}, "'reverse' needs exact or top-k labels"),
+                                               ({"on_policy": True}, "on-policy distillation needs the identity as its extractor"),
                                                ({"seeds": "-1"}, "non-negative"), ({"teacher_lr": -1.0}, "learning rate")])
 def test_a_setting_that_cannot_be_is_named(base, tmp_path, refused, changes, sentence):
     assert re.search(sentence, refused("train", *flags(base, tmp_path / "out", **changes)))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_checkpoint import FIXTURES, change_config, change_weights, folder, refused, same, to_pickle  # noqa: F401
+from test_checkpoint import FIXTURES, change_config, change_weights, refused, same, to_pickle
 
 from minicd import checkpoint
 from minicd.commands import guarded

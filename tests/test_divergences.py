@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import log_softmax
 
 from minicd.labels import LabelBatch, SoftLabels
-from minicd.losses import forward, jsd, mean_over_answers, reverse
+from minicd.losses import forward, jsd, loss_named, mean_over_answers, reverse
 
 P = torch.tensor([[[0.0, math.log(2), math.log(3)]]], dtype=torch.float64)  # the student: 1/6, 2/6, 3/6
 Q = torch.tensor([[0.0, math.log(3), math.log(4)]], dtype=torch.float64)  # the teacher: 1/8, 3/8, 4/8
@@ -49,6 +49,17 @@ def dense(name: str, q: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
                                             (jsd, (0.002165570212 + 0.002047024832) / 2)])
 def test_by_hand(loss, expected):
     assert loss(P, exact([[1 / 8, 3 / 8, 4 / 8]])).item() == pytest.approx(expected, abs=1e-9)
+
+
+def test_beta_is_a_setting_of_the_loss_jsd_alone():
+    label = exact([[1 / 8, 3 / 8, 4 / 8]])
+    assert loss_named("jsd", 0.1)(P, label).item() == pytest.approx(jsd(P, label, beta=0.1).item(), abs=1e-15)
+    assert loss_named("reverse", 0.1) is reverse
+    for beta in (0.0, 1.0, -1.0, 2.0, math.nan):
+        with pytest.raises(ValueError, match="must lie between 0 and 1"):
+            loss_named("jsd", beta)
+    with pytest.raises(ValueError, match="there is no loss 'forwards'; losses: empirical, hard"):
+        loss_named("forwards")
 
 
 def test_the_ends_of_jsd_are_the_two_directions():

@@ -2,12 +2,14 @@
 
 import sys
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from helpers import tiny_t5
 
+from minicd import training
 from minicd.distill import (Context, OnPolicy, PracticeSettings, RoundSettings, distill, ensemble_logits, everything, practice,
                             rounds)
 from minicd.files import atomic_safetensors
@@ -193,6 +195,14 @@ def on_policy(student, teacher, **how) -> OnPolicy:
     return OnPolicy(student, teacher, TOKENIZER, ONE, settings, steps=40, batch_size=8, **how)
 
 
+def judged(student, teacher, context: Context) -> float:
+    """Mean KL(student ‖ teacher) over fresh answers of the student."""
+    settings = PracticeSettings(labels="exact", max_new_tokens=6)
+    prompts, labels = OnPolicy(student, teacher, TOKENIZER, context, settings, steps=1, batch_size=64, seed=77)[0]
+    with torch.no_grad():
+        return mean_over_answers(reverse(student(prompts, labels.tokens), labels), labels.mask).item()
+
+
 def test_on_policy_answers_are_the_students_and_labels_the_teachers(base):
     student = tiny_t5(len(TOKENIZER), seed=9, initializer_factor=1.5)
     source = on_policy(student, base, seed=3)
@@ -212,16 +222,69 @@ def test_on_policy_answers_are_the_students_and_labels_the_teachers(base):
 def test_on_policy_training_brings_the_student_to_the_teacher(base):
     student = deepcopy(base)
 
-    def loss() -> float:
-        prompts, labels = on_policy(student, base, seed=77)[0]
-        with torch.no_grad():
-            return mean_over_answers(reverse(student(prompts, labels.tokens), labels), labels.mask).item()
-    before = loss()
     fit(student, on_policy(student, base), FitSettings(lr=3e-3, loss="reverse", batch_size=8))
-    assert loss() < 0.6 * before
+    assert judged(student, base, ONE) < 0.6 * judged(base, base, ONE)
 
 
 def test_on_policy_needs_the_identity_extractor(base):
     cutting = context("one", extract=lambda y: slice(0, 1))
     with pytest.raises(ValueError, match="on-policy distillation needs the identity"):
         OnPolicy(base, base, TOKENIZER, cutting, PRACTICE, steps=1, batch_size=1)
+
+
+ON_POLICY = RoundSettings(PracticeSettings(labels="exact", max_new_tokens=6), FitSettings(lr=3e-3, loss="reverse", batch_size=8),
+                          items=60, epochs=2.0, on_policy=True)
+
+
+def test_on_policy_contexts_take_turns(base):
+    settings = PracticeSettings(max_new_tokens=4)
+    both = OnPolicy(base, base, TOKENIZER, [ONE, TWO], settings, steps=4, batch_size=3)
+    for step, source in enumerate([ONE, TWO, ONE]):
+        alone = OnPolicy(base, base, TOKENIZER, source, settings, steps=4, batch_size=3)
+        assert torch.equal(both[step][1].ids, alone[step][1].ids)
+
+
+def test_a_round_on_policy_needs_no_practice_set(base, tmp_path):
+    student = rounds(base, TOKENIZER, [[ONE, TWO]], replace(ON_POLICY, epochs=6.0), seed=1, folder=tmp_path)
+    assert {path.name for path in (tmp_path / "round-0").iterdir()} == {"student.safetensors", "progress.safetensors"}
+    assert all(judged(student, base, each) < 0.6 * judged(base, base, each) for each in (ONE, TWO))
+
+
+def test_the_judge_of_a_recursive_round_on_policy_is_the_student_as_the_round_found_it(base, monkeypatch):
+    first = rounds(base, TOKENIZER, [[ONE]], ON_POLICY, seed=2)
+    judges, real = [], module.ensemble_logits
+
+    def watched(teacher, *arguments):
+        judges.append(weights(teacher))
+        return real(teacher, *arguments)
+    monkeypatch.setattr(module, "ensemble_logits", watched)
+    rounds(base, TOKENIZER, [[ONE], [THREE]], ON_POLICY, recursive=True, seed=2)
+    steps = len(judges) // 2
+    assert steps == 15 and all(torch.equal(j, weights(base)) for j in judges[:steps])
+    assert all(torch.equal(j, weights(first)) for j in judges[steps:])
+
+
+def test_a_round_on_policy_stopped_between_steps_resumes_bit_for_bit(base, tmp_path, monkeypatch):
+    expected = weights(rounds(base, TOKENIZER, [[ONE], [TWO]], ON_POLICY, recursive=True, seed=4))
+    real, calls = training.Run.update, []
+
+    def stopping(run, *batch):
+        calls.append(1)
+        if len(calls) == 28:  # in the second round
+            raise Stop
+        loss = real(run, *batch)
+        run.save()
+        return loss
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(training.Run, "update", stopping)
+        rounds(base, TOKENIZER, [[ONE], [TWO]], ON_POLICY, recursive=True, seed=4, folder=tmp_path)
+    resumed = rounds(base, TOKENIZER, [[ONE], [TWO]], ON_POLICY, recursive=True, seed=4, folder=tmp_path)
+    assert torch.equal(weights(resumed), expected)
+
+
+@pytest.mark.parametrize("on_policy", [True, False])
+def test_a_loss_that_needs_probabilities_says_so_before_anything_is_done(base, on_policy, monkeypatch):
+    monkeypatch.setattr(module, "generate", None)
+    settings = RoundSettings(PRACTICE, FitSettings(loss="reverse"), on_policy=on_policy)
+    with pytest.raises(ValueError, match="the loss 'reverse' needs exact or top-k labels, but these are sampled"):
+        rounds(base, TOKENIZER, [[ONE]], settings)

@@ -16,10 +16,9 @@ import torch
 from torch import nn
 
 from ..checkpoint import load
-from ..distill import Context, PracticeSettings, distill, practice
+from ..distill import Context, check_on_policy, distill, practice
 from ..experiment import RunFolder, option, record, seed_folder, seed_folders, write_record
 from ..labels import Examples, SoftLabels
-from ..losses import LABELS, LOSSES
 from ..metrics import exact_match
 from ..report import addition_table, minutes_line
 from ..sampling import generate
@@ -27,6 +26,7 @@ from ..tokenizer import TextTokenizer
 from ..training import Epochs, FitSettings, fit
 from .addition_questions import (SCRATCHPADS, addition_context, answer, carry_run, draw_questions, final_answer,
                                  longest_scratchpad, split_of, student_template, teacher_template, test_questions)
+from .loss_options import LossOptions
 
 PAPER = {"teacher": 93, "before": 0, "after": 95, "scratchpad_then_direct": 72, "scratchpad_and_direct": 61, "token_ratio": 8.0}
 
@@ -74,7 +74,7 @@ def grouped(right: np.ndarray, keys: list[int]) -> dict[str, float]:
 
 
 @dataclass
-class AdditionSettings:
+class AdditionSettings(LossOptions):
     """One seed of the experiment. The defaults are the pocket scale; PAPER_SCALE is the paper's own recipe."""
 
     model: str = option("data/pocket", "folder or hub id of the T5 to start from")
@@ -89,8 +89,6 @@ class AdditionSettings:
     dropout: float = option(0.1, "dropout of the teacher and of the baselines, whose data are few")
     floor: float = option(50.0, "stop where the teacher solves fewer validation questions than this (percent)", free=True)
     practice_questions: int = option(60_000, "unlabelled questions that the teacher answers")
-    label_samples: int = option(100, "samples in a soft label of the loss empirical")
-    label_top: int = option(16, "most likely tokens in a soft label of the loss topk")
     student_epochs: float = option(5.0, "passes of the student over the practice set")
     student_lr: float = option(2e-3, "learning rate of the student")
     student_batch: int = option(128, "batch size of the student")
@@ -98,8 +96,6 @@ class AdditionSettings:
     decay: float = option(0.3, "share of the steps, at the end, with a falling learning rate")
     clip: float = option(1.0, "largest gradient norm; 0: no clipping")
     optimiser: str = option("muon", "adamw (the paper's), or muon for the matrices inside the layers", choices=("adamw", "muon"))
-    loss: str = option("empirical", "the student's loss, by its name in losses.py; the paper's is empirical",
-                       choices=LOSSES)
     test_questions: int = option(10_000, "unseen questions for the table")
     all_rows: bool = option(False, "also train a student on hard labels and one on as many true answers", free=True)
     reuse: str = option("", "take teacher and practice set from this finished run folder, to try another loss on them")
@@ -125,6 +121,8 @@ class AdditionRun:
         self.train = draw_questions(settings.train_questions, settings.max_digits, "train", rng)
         self.validation = draw_questions(500, settings.max_digits, "validation", rng)
         self.context = addition_context(self.tokenizer, settings.max_digits)
+        if settings.on_policy:
+            check_on_policy(self.context)
         if settings.reuse:
             self.folder.borrow(seed_folder(Path(settings.reuse), seed), ["teacher", "practice.safetensors"])
         self.max_scratchpad = longest_scratchpad(self.tokenizer, settings.scratchpad, settings.max_digits) + 4
@@ -134,7 +132,7 @@ class AdditionRun:
         lr, batch, dropout = ((s.student_lr, s.student_batch, 0.0) if kind == "student" else
                               (s.teacher_lr, s.teacher_batch, s.dropout))
         return FitSettings(lr=lr, batch_size=batch, warmup=s.warmup, decay=s.decay, clip=s.clip, loss=loss,
-                           dropout=dropout, optimiser=s.optimiser)
+                           jsd_beta=s.jsd_beta, dropout=dropout, optimiser=s.optimiser)
 
     def teacher(self) -> nn.Module:
         """The base model, fine-tuned on the labelled scratchpads."""
@@ -165,9 +163,7 @@ class AdditionRun:
         """The teacher's answers to fresh questions, with soft labels."""
         path, parts = self.folder.path / "practice.safetensors", self.folder.path / "practice.parts"
         if not path.exists():
-            s = self.settings
-            settings = PracticeSettings(LABELS.get(s.loss, "sampled"), s.label_samples, s.label_top,
-                                        max_new_tokens=self.max_scratchpad)
+            settings = self.settings.practice_settings(self.max_scratchpad)
             with self.folder.timed("practice"):
                 items = practice(teacher, self.tokenizer, self.context, self.settings.practice_questions, settings,
                                  seed=self.seed, folder=parts)

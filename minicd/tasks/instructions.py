@@ -16,14 +16,14 @@ import torch
 from torch import nn
 
 from ..checkpoint import load
-from ..distill import Context, PracticeSettings, RoundSettings, everything, fold, rounds
+from ..distill import Context, RoundSettings, everything, fold, rounds
 from ..experiment import RunFolder, option, record, seed_folders, write_record
-from ..losses import LABELS, LOSSES
 from ..metrics import rouge_l
 from ..report import instructions_table, minutes_line
 from ..sampling import generate
 from ..tokenizer import TextTokenizer
 from ..training import FitSettings
+from .loss_options import LossOptions
 from .natural_instructions import Instance, NITask, instruction_prompt, load_folder
 
 PAPER = {"teacher": 43.4, "before": 9.0, "after": 34.7, "token_ratio": 11.1}
@@ -31,7 +31,7 @@ TEST = 100  # the first instances of a task are for tests, the others for choosi
 
 
 @dataclass
-class InstructionSettings:
+class InstructionSettings(LossOptions):
     """One seed of an experiment on instructions. The defaults are the pocket scale; PAPER_SCALE is the paper's own recipe."""
 
     model: str = option("data/pocket-instructions", "folder or hub id of the instruction-tuned model")
@@ -47,17 +47,13 @@ class InstructionSettings:
     decay: float = option(0.3, "share of the steps, at the end, with a falling learning rate")
     clip: float = option(1.0, "largest gradient norm; 0: no clipping")
     optimiser: str = option("adamw", "adamw (the paper's), or muon for the matrices inside the layers", choices=("adamw", "muon"))
-    loss: str = option("empirical", "the student's loss, by its name in losses.py; the paper's is empirical", choices=LOSSES)
-    label_samples: int = option(100, "samples in a soft label of the loss empirical")
-    label_top: int = option(16, "most likely tokens in a soft label of the loss topk")
     max_new_tokens: int = option(12, "longest answer")
     test_instances: int = option(TEST, "test instances of each task")
 
     def rounds(self) -> RoundSettings:
-        practice = PracticeSettings(LABELS.get(self.loss, "sampled"), self.label_samples, self.label_top,
-                                    max_new_tokens=self.max_new_tokens)
-        fit = FitSettings(self.lr, self.batch, self.warmup, self.decay, self.clip, self.loss, optimiser=self.optimiser)
-        return RoundSettings(practice, fit, self.practice_inputs, self.epochs)
+        fit = FitSettings(self.lr, self.batch, self.warmup, self.decay, self.clip, self.loss, self.jsd_beta,
+                          optimiser=self.optimiser)
+        return RoundSettings(self.practice_settings(self.max_new_tokens), fit, self.practice_inputs, self.epochs, self.on_policy)
 
 
 Settings = InstructionSettings
