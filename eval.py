@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint on fresh unseen questions, ask it one question, or rebuild the tables of README from results/."""
+"""Evaluate a checkpoint on what its training did not show it, ask it one question, or rebuild README's tables from results/."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ from minicd.checkpoint import load
 from minicd.commands import Parser, choose, count, guarded
 from minicd.device import pick_device
 from minicd.report import rebuild_readme
-from minicd.tasks import addition
+from minicd.tasks import addition, instructions
 
-TASKS = {"addition": addition}
+TASKS = {"addition": addition, "instructions": instructions}
 
 
 def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--task", default="addition", help=f"the experiment: {', '.join(TASKS)}")
     parser.add_argument("--model", help="folder (or hub id) of the checkpoint")
-    parser.add_argument("--ask", metavar="QUESTION", help='answer one question, for example "12345678 + 87654321"')
-    parser.add_argument("--step-by-step", action="store_true", help="prompt as the teacher is prompted: with a scratchpad")
-    parser.add_argument("--questions", type=count, default=10_000, help="unseen questions (default: 10000)")
-    parser.add_argument("--max-digits", type=count, default=8, help="operands have 1 to this many digits (default: 8)")
-    parser.add_argument("--max-new-tokens", type=count, default=256, help="longest completion (default: 256)")
+    parser.add_argument("--ask", metavar="QUESTION", help='answer one question, for example "12345678 + 87654321"; a prompt, for instructions')
+    parser.add_argument("--step-by-step", action="store_true", help="addition: prompt as the teacher is prompted, with a scratchpad")
+    parser.add_argument("--questions", type=count, default=10_000, help="addition: unseen questions (default: 10000)")
+    parser.add_argument("--max-digits", type=count, default=8, help="addition: operands have 1 to this many digits (default: 8)")
+    parser.add_argument("--data", type=Path, default=instructions.DATA, help="instructions: a task file, or a folder of them "
+                        f"(default: {instructions.DATA})")
+    parser.add_argument("--test-instances", type=count, default=100, help="instructions: the first so many of a task (default: 100)")
+    parser.add_argument("--max-new-tokens", type=count, help="longest completion (default: 256; for instructions 12)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (default): cuda where there is one")
     parser.add_argument("--report", action="store_true", help="rebuild README's tables from results/*.json")
     arguments = parser.parse_args()
@@ -33,7 +36,7 @@ def main() -> None:
     task = choose(arguments.task, TASKS)
     model, tokenizer = load(arguments.model, pick_device(arguments.device))
     if arguments.ask is not None:
-        print(task.ask(model, tokenizer, arguments.ask, arguments.step_by_step, arguments.max_new_tokens))
+        print(task.ask(model, tokenizer, arguments))
     else:
         task.test(model, tokenizer, arguments)
 

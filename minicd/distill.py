@@ -271,6 +271,7 @@ def one_round(teacher: nn.Module, student: nn.Module, tokenizer: TextTokenizer, 
         distill(student, Examples.join(parts), settings.fit, epochs=settings.epochs, seed=seed, checkpoint=progress)
     if done:
         atomic_safetensors(done, student.state_dict())
+        progress.unlink(missing_ok=True)
 
 
 def load_state(model: nn.Module, path: Path) -> None:

@@ -184,6 +184,14 @@ def run_line(record: dict) -> str:
             f"`{record['command']}`).")
 
 
+def base_section(record: dict) -> str:
+    """How good a teacher the pocket base of the experiments on instructions is."""
+    titles = {"full": "definition, examples, explanations", "without_explanations": "without explanations", "bare": "bare input"}
+    lines = [f"| prompt | Rouge-L of the base, {record['settings']['held_out']} instances of the evaluation tasks |", "| --- | ---: |"]
+    lines += [f"| {title} | {spread(record['metrics'][name])} |" for name, title in titles.items()]
+    return "\n".join([*lines, "", run_line(record)])
+
+
 def instructions_section(record: dict) -> str:
     return f"{instructions_table(record)}\n\n{run_line(record)}"
 
@@ -199,7 +207,8 @@ def task_ids_section(record: dict) -> str:
 
 # A section of README → its record in results/ and the function that shows it.
 SECTIONS = {"labelled": ("addition-labelled.json", labelled_section), "speed": ("bench-train.json", speed_section),
-            "sampling": ("bench-sampling.json", sampling_section), "labels": ("bench-labels.json", labels_section)}
+            "sampling": ("bench-sampling.json", sampling_section), "labels": ("bench-labels.json", labels_section),
+            "base-instructions": ("pocket-instructions.json", base_section)}
 EXPERIMENTS = {"addition": addition_section, "instructions": instructions_section, "explanations": explanations_section,
                "task_ids": task_ids_section}
 SECTIONS |= {f"{task}-{scale}": (f"{task}-{scale}.json", show) for task, show in EXPERIMENTS.items() for scale in ("pocket", "paper")}

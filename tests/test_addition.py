@@ -364,20 +364,25 @@ def test_the_record_of_one_seed_has_no_spread(make):
     assert make([seed_scores(90, 10, 60)])["metrics"]["teacher"] == {"values": [90], "mean": 90, "std": None}
 
 
+def asking(question: str, step_by_step: bool = False) -> SimpleNamespace:
+    """What eval.py makes of its flags."""
+    return SimpleNamespace(ask=question, step_by_step=step_by_step, max_new_tokens=9)
+
+
 @pytest.mark.parametrize("question", ["", "12", "1 + 2 + 3", "twelve + 3", "12 - 3", "1.5 + 2", "+", "1 +", "\u00b2 + 3"])
 def test_ask_wants_a_sum_of_two_numbers(question):
     with pytest.raises(ValueError, match="ask for the sum of two numbers"):
-        addition.ask(None, pocket_tokenizer(), question, False, 9)
+        addition.ask(None, pocket_tokenizer(), asking(question))
 
 
 @pytest.mark.parametrize("question", ["12+34", " 12 + 34 "])
 def test_ask_writes_the_prompt_of_the_templates(scripted, question):
     tokenizer = pocket_tokenizer()
     asked = scripted(tokenizer, ["4 6"])
-    assert addition.ask(None, tokenizer, question, False, 9) == "46"
+    assert addition.ask(None, tokenizer, asking(question)) == "46"
     assert tokenizer.decode(asked["prompts"][0]) == "add : 1 2 + 3 4"
     scripted(tokenizer, ["C: 0 # 4 6 #"])
-    assert addition.ask(None, tokenizer, question, True, 9) == "C: 0 # 4 6 #"
+    assert addition.ask(None, tokenizer, asking(question, step_by_step=True)) == "C: 0 # 4 6 #"
 
 
 def test_a_model_that_practised_the_test_is_not_scored(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers import tiny_t5
 
+from minicd import metrics
 from minicd.checkpoint import save
 from minicd.commands import guarded
 from minicd.t5 import T5, T5Config, initialise
@@ -114,6 +115,14 @@ def test_margins_are_differences_to_the_student_before():
     assert explanations.margins(seeds) == {"t": (35.0, 15.0)}
 
 
+def test_association_by_hand():
+    right, wrong = metrics.association([[90, 10, 20], [30, 80, 40], [0, 0, 70]])
+    assert right.tolist() == [90, 80, 70] and wrong.tolist() == [15, 35, 0]
+    for table in ([[1.0]], [[1, 2, 3], [4, 5, 6]], [1, 2]):
+        with pytest.raises(ValueError, match="a square table of two tasks or more"):
+            metrics.association(table)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_no_task_keeps_its_number(seed):
     order = task_ids.shuffled(4, seed)
@@ -139,6 +148,32 @@ def test_the_experiments_run_on_pocket_data_and_resume(name, more, pocket_model,
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == stamps
     again = json.loads((tmp_path / "record.json").read_text())
     assert again["metrics"] == result["metrics"]
+
+
+@pytest.fixture
+def evaluate(monkeypatch, capsys):
+    """What eval.py --task instructions prints."""
+    def run(*words) -> str:
+        monkeypatch.setattr(sys, "argv", ["eval.py", "--task", "instructions", "--device", "cpu", *map(str, words)])
+        capsys.readouterr()
+        guarded(importlib.import_module("eval").main)
+        return capsys.readouterr().out
+    return run
+
+
+def test_a_finished_student_is_evaluated_and_asked(pocket_model, train, evaluate, tmp_path):
+    """eval.py gives the figures of the record, from the folder that training leaves."""
+    train("instructions", "--model", pocket_model, "--out", tmp_path, "--tasks", 2)
+    record = json.loads((tmp_path / "record.json").read_text())
+    for name, figures in record["by_task"].items():
+        path, (data,) = tmp_path / name / "student", POCKET_TASKS.glob(f"{name}.json")
+        words = ["--data", data, "--test-instances", 3, "--max-new-tokens", 5]
+        assert f"bare {figures['after']:.1f}" in evaluate("--model", path, *words).splitlines()[0]
+        teacher, mean = evaluate("--model", pocket_model, *words).splitlines()
+        assert teacher.startswith(name) and f"full {figures['teacher']:.1f}" in teacher and mean.startswith("mean")
+    assert set(evaluate("--model", path, "--ask", "dog cat").split()) <= set(world_tokenizer().backend.get_vocab())
+    with pytest.raises(SystemExit, match="nowhere holds no task file"):
+        evaluate("--model", path, "--data", "nowhere")
 
 
 @pytest.mark.parametrize("name, more", [("instructions", ["--tasks", 2]), ("explanations", ["--tasks", 3]),

@@ -290,14 +290,15 @@ def make_record(settings: AdditionSettings, seeds: list[int], scores: list[dict]
     return record("addition", settings.scale, seeds, settings, folders, metrics, paper=PAPER, final_losses=final, **breakdown)
 
 
-def ask(model: nn.Module, tokenizer: TextTokenizer, question: str, step_by_step: bool, max_new_tokens: int) -> str:
+def ask(model: nn.Module, tokenizer: TextTokenizer, arguments) -> str:
     """`eval.py --ask`: the completion for '12 + 34'. Raises ValueError for what is no addition."""
+    question, step_by_step = arguments.ask, arguments.step_by_step
     sides = [side.strip() for side in question.split("+")]
     if len(sides) != 2 or not all(side.isascii() and side.isdigit() for side in sides):
         raise ValueError(f"--ask {question!r}: ask for the sum of two numbers, for example '12345678 + 87654321'")
     spaced = " + ".join(" ".join(side) for side in sides)
     prompt = tokenizer.encode((teacher_template if step_by_step else student_template)(spaced))
-    text = tokenizer.decode(generate(model, [prompt], max_new_tokens, temperature=0)[0])
+    text = tokenizer.decode(generate(model, [prompt], arguments.max_new_tokens or 256, temperature=0)[0])
     return text if step_by_step else text.replace(" ", "")
 
 
@@ -305,7 +306,7 @@ def test(model: nn.Module, tokenizer: TextTokenizer, arguments) -> None:
     """`eval.py --task addition`: accuracy on the table's unseen questions, none of which the model has practised."""
     questions = test_questions(arguments.questions, arguments.max_digits)
     assert_unseen(questions, Path(arguments.model).parent, tokenizer)
-    score = evaluate(model, tokenizer, questions, arguments.step_by_step, arguments.max_new_tokens)
+    score = evaluate(model, tokenizer, questions, arguments.step_by_step, arguments.max_new_tokens or 256)
     print(f"exact match on {len(questions)} unseen questions: {score.accuracy:.2f} %, {score.tokens:.1f} tokens a question")
     print(f"by digits: {score.by_digits}\nby longest carry run: {score.by_carry_run}")
 

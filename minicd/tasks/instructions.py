@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..checkpoint import load
+from ..checkpoint import load, save
 from ..distill import Context, RoundSettings, everything, fold, rounds
 from ..experiment import RunFolder, option, record, seed_folders, write_record
 from ..metrics import rouge_l
@@ -24,9 +24,10 @@ from ..sampling import generate
 from ..tokenizer import TextTokenizer
 from ..training import FitSettings
 from .loss_options import LossOptions
-from .natural_instructions import Instance, NITask, instruction_prompt, load_folder
+from .natural_instructions import Instance, NITask, instruction_prompt, load_folder, load_task
 
 PAPER = {"teacher": 43.4, "before": 9.0, "after": 34.7, "token_ratio": 11.1}
+DATA = "data/instructions/test"
 TEST = 100  # the first instances of a task are for tests, the others for choosing tasks and for practice
 
 
@@ -35,7 +36,7 @@ class InstructionSettings(LossOptions):
     """One seed of an experiment on instructions. The defaults are the pocket scale; PAPER_SCALE is the paper's own recipe."""
 
     model: str = option("data/pocket-instructions", "folder or hub id of the instruction-tuned model")
-    data: str = option("data/instructions/test", "folder of Natural-Instructions task files, the pocket's or the real ones")
+    data: str = option(DATA, "folder of Natural-Instructions task files, the pocket's or the real ones")
     scale: str = option("pocket", "pocket, or paper: the paper's own recipe (give it --model and --data)")
     tasks: int = option(10, "tasks: half of them those which explanations help most, half those which they help least")
     practice_inputs: int = option(1024, "practice inputs for each context")
@@ -113,6 +114,9 @@ def bare(text: str) -> str:
     return text
 
 
+PROMPTS = {"full": with_explanations, "without_explanations": without_explanations, "bare": lambda task: bare}
+
+
 @dataclass
 class Score:
     rouge: float  # Rouge-L, percent
@@ -126,6 +130,13 @@ def score(model: nn.Module, tokenizer: TextTokenizer, template: Template, instan
     answers = generate(model, prompts, settings.max_new_tokens, temperature=0)
     points = [rouge_l(tokenizer.decode(answer), instance.outputs) for answer, instance in zip(answers, instances)]
     return Score(100 * float(np.mean(points)), float(np.mean([len(p) + len(a) for p, a in zip(prompts, answers)])))
+
+
+def rouge_by_prompt(model: nn.Module, tokenizer: TextTokenizer, tasks: list[NITask], instances: int,
+                    settings: InstructionSettings) -> dict[str, dict[str, float]]:
+    """Task → Rouge-L under each of the three prompts, on so many of its first instances."""
+    return {task.name: {name: score(model, tokenizer, template(task), task.instances[:instances], settings).rouge
+                        for name, template in PROMPTS.items()} for task in tasks}
 
 
 def explanation_margins(model: nn.Module, tokenizer: TextTokenizer, tasks: list[NITask],
@@ -183,6 +194,7 @@ class InstructionRun:
         seed = fold((self.seed, self.tasks.index(task)))
         folder = self.folder.path / task.name
         student = rounds(self.base, self.tokenizer, [[context]], settings.rounds(), seed=seed, folder=folder)
+        save(student, self.tokenizer, folder / "student")
         instances = task.instances[: settings.test_instances]
         teacher = score(self.base, self.tokenizer, context.teacher, instances, settings)
         before, after = (score(model, self.tokenizer, context.student, instances, settings) for model in (self.base, student))
@@ -213,3 +225,20 @@ def train(settings: InstructionSettings, seeds: list[int], out: Path, device: to
     result = record("instructions", settings.scale, seeds, settings, folders, metrics, paper=PAPER, by_task=by_task)
     write_record(result, out, publish)
     print(f"\n{instructions_table(result)}\n\n{minutes_line(result)}\nStudents, practice sets and record.json: {out}")
+
+
+def ask(model: nn.Module, tokenizer: TextTokenizer, arguments) -> str:
+    """`eval.py --task instructions --ask PROMPT`: the completion."""
+    longest = arguments.max_new_tokens or InstructionSettings().max_new_tokens
+    return tokenizer.decode(generate(model, tokenizer.encode_all([arguments.ask]), longest, temperature=0)[0])
+
+
+def test(model: nn.Module, tokenizer: TextTokenizer, arguments) -> None:
+    """`eval.py --task instructions`: Rouge-L of every task under each of the three prompts."""
+    settings = InstructionSettings(max_new_tokens=arguments.max_new_tokens or InstructionSettings().max_new_tokens)
+    tasks = [load_task(arguments.data)] if arguments.data.is_file() else load_folder(arguments.data)
+    table = rouge_by_prompt(model, tokenizer, tasks, arguments.test_instances, settings)
+    table["mean"] = {name: float(np.mean([row[name] for row in table.values()])) for name in PROMPTS}
+    width = max(map(len, table))
+    for task, row in table.items():
+        print(f"{task:{width}}  " + ", ".join(f"{name} {value:.1f}" for name, value in row.items()))

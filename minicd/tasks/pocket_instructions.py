@@ -15,7 +15,7 @@ import numpy as np
 from ..t5 import T5
 from ..tokenizer import TextTokenizer, word_tokenizer
 from . import world
-from .instructions import InstructionSettings, bare, score, with_explanations, without_explanations
+from .instructions import PROMPTS, InstructionSettings, rouge_by_prompt
 from .natural_instructions import load_folder
 
 PLACES = ("copy", "reverse", "first", "last", "second", "drop_first", "drop_last", "swap_ends", "twice", "double", "first_to_end")
@@ -47,8 +47,6 @@ def world_item(rng: random.Random, done: float) -> tuple[str, str]:
 
 def held_out_rouge(model: T5, tokenizer: TextTokenizer, n: int) -> dict[str, float]:
     """Mean Rouge-L over the evaluation tasks, n instances in all: whole prompt, without explanations, bare input."""
-    tasks, settings = load_folder(TASKS), InstructionSettings()
-    each = -(-n // len(tasks))
-    templates = {"full": with_explanations, "without_explanations": without_explanations, "bare": lambda task: bare}
-    return {name: round(float(np.mean([score(model, tokenizer, template(task), task.instances[:each], settings).rouge
-                                       for task in tasks])), 2) for name, template in templates.items()}
+    tasks = load_folder(TASKS)
+    rows = rouge_by_prompt(model, tokenizer, tasks, -(-n // len(tasks)), InstructionSettings()).values()
+    return {name: round(float(np.mean([row[name] for row in rows])), 2) for name in PROMPTS}

@@ -18,7 +18,7 @@ from torch import nn
 from ..checkpoint import load
 from ..distill import Context, everything, rounds
 from ..experiment import RunFolder, option, record, seed_folders, write_record
-from ..metrics import exact_match
+from ..metrics import association, exact_match
 from ..report import minutes_line, task_ids_table
 from ..sampling import generate
 from .instructions import PAPER_SCALE, TEST, InstructionSettings, Template, pool, show_example, with_explanations
@@ -97,9 +97,9 @@ class TaskIdRun:
 
     def association(self, model: nn.Module, numbers: list[int]) -> dict[str, list[float]]:
         """Each task's accuracy with its own number, and its mean accuracy with the others'."""
-        table = np.array([[self.accuracy(model, numbered(number), task) for number in numbers] for task in self.tasks])
-        right = table.diagonal()
-        return {"correct": right.tolist(), "wrong": ((table.sum(1) - right) / (len(table) - 1)).tolist()}
+        table = [[self.accuracy(model, numbered(number), task) for number in numbers] for task in self.tasks]
+        correct, wrong = association(np.array(table))
+        return {"correct": correct.tolist(), "wrong": wrong.tolist()}
 
     def run(self) -> dict[str, list[float]]:
         """Row of the table → a figure for each task."""
