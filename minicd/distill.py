@@ -161,8 +161,10 @@ def distill(student: nn.Module, items: Examples, settings: FitSettings = FitSett
             name: str = "distill") -> list[float]:
     """Fit p_θ(f(y) | T_s(x)) to the labels, in place (equation 1; the loss is `settings.loss`). Returns the loss curve.
 
-    Raises ValueError where the loss needs other labels than the items have, and what `fit` raises.
+    Raises ValueError where the loss needs other labels than the items have or the items are another tokenizer's, and what
+    `fit` raises.
     """
+    items.check_ids(student.config.vocab_size)
     check_labels(settings.loss, sampled=not items.labels.weights.is_floating_point())
     batches = Epochs(items, settings.batch_size, epochs, seed, student.config.pad_token_id)
     return fit(student, batches, settings, seed=seed, checkpoint=checkpoint, save_every=save_every, name=name)

@@ -172,10 +172,17 @@ class Examples:
 
     @classmethod
     def load(cls, path: Path) -> Examples:
-        """Raises ValueError where the file is damaged."""
+        """Raises ValueError where the file is damaged or not a practice set."""
         try:
             t = load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged ({error}); delete it to practise anew") from None
-        return cls(Ragged(t["prompts.values"], t["prompts.starts"]), Ragged(t["answers.values"], t["answers.starts"]),
-                   SoftLabels(Ragged(t["labels.ids"], t["labels.starts"]), t["labels.weights"]))
+            return cls(Ragged(t["prompts.values"], t["prompts.starts"]), Ragged(t["answers.values"], t["answers.starts"]),
+                       SoftLabels(Ragged(t["labels.ids"], t["labels.starts"]), t["labels.weights"]))
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(f"{path} is damaged, or not a practice set ({error}); delete it to practise anew") from None
+
+    def check_ids(self, vocabulary: int) -> None:
+        """Raises ValueError where a token is not in the vocabulary: that of another tokenizer than the practice set's."""
+        for values in (self.prompts.values, self.answers.values, self.labels.ids.values):
+            if len(values) and not 0 <= int(values.min()) <= int(values.max()) < vocabulary:
+                raise ValueError(f"the practice set holds token ids from {int(values.min())} to {int(values.max())}, the model's go "
+                                 f"from 0 to {vocabulary - 1}: they have different tokenizers, or the practice set is damaged")

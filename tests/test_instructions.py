@@ -23,6 +23,7 @@ pytestmark = pytest.mark.usefixtures("fp32")
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 POCKET_TASKS = ROOT / "data" / "instructions" / "test"
+BASE = ROOT / "data" / "pocket-instructions"
 SMALL = ["--practice-inputs", "12", "--epochs", "1", "--batch", "4", "--label-samples", "5", "--test-instances", "3", "--device", "cpu",
          "--max-new-tokens", "5"]
 REAL = "task1393,task242,task066,task828"
@@ -161,16 +162,32 @@ def evaluate(monkeypatch, capsys):
     return run
 
 
-def test_a_finished_student_is_evaluated_and_asked(pocket_model, train, evaluate, tmp_path):
+def test_the_base_follows_instructions_and_does_nothing_without(evaluate):
+    """A hundred instances of the evaluation tasks; README's figures are of all that it names."""
+    assert sum(path.stat().st_size for path in BASE.iterdir()) < 10e6
+    mean = evaluate("--model", BASE, "--data", POCKET_TASKS, "--test-instances", 3).splitlines()[-1]
+    full, without, bare = (float(value.split()[-1]) for value in mean.split(", "))
+    assert full > 80 and without < full and bare < 25, mean
+
+
+def test_the_base_reads_the_instruction_that_it_is_given(evaluate):
+    lines = "Definition: {} .\n\nNow complete the following example -\nInput: dog apple 3 red\nOutput:"
+    for rule, answer in (("write the list backwards", "red 3 apple dog"), ("please name the last item", "red"),
+                         ("keep the fruits", "apple")):
+        assert evaluate("--model", BASE, "--ask", lines.format(rule)).strip() == answer
+
+
+def test_a_finished_student_is_evaluated_and_asked(train, evaluate, tmp_path):
     """eval.py gives the figures of the record, from the folder that training leaves."""
-    train("instructions", "--model", pocket_model, "--out", tmp_path, "--tasks", 2)
+    train("instructions", "--model", BASE, "--out", tmp_path, "--tasks", 2, "--epochs", 40, "--lr", 1e-3)
     record = json.loads((tmp_path / "record.json").read_text())
     for name, figures in record["by_task"].items():
         path, (data,) = tmp_path / name / "student", POCKET_TASKS.glob(f"{name}.json")
         words = ["--data", data, "--test-instances", 3, "--max-new-tokens", 5]
         assert f"bare {figures['after']:.1f}" in evaluate("--model", path, *words).splitlines()[0]
-        teacher, mean = evaluate("--model", pocket_model, *words).splitlines()
+        teacher, mean = evaluate("--model", BASE, *words).splitlines()
         assert teacher.startswith(name) and f"full {figures['teacher']:.1f}" in teacher and mean.startswith("mean")
+    assert record["metrics"]["teacher"]["mean"] > 50 and record["metrics"]["after"]["mean"] > 10
     assert set(evaluate("--model", path, "--ask", "dog cat").split()) <= set(world_tokenizer().backend.get_vocab())
     with pytest.raises(SystemExit, match="nowhere holds no task file"):
         evaluate("--model", path, "--data", "nowhere")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from minicd.labels import Examples, LabelBatch, Ragged, SoftLabels
 from minicd.losses import empirical
@@ -208,3 +209,21 @@ def test_a_practice_set_is_the_same_file_twice(examples, tmp_path):
     for name in "ab":
         examples.save(tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_file_that_is_no_practice_set_is_named(examples, tmp_path):
+    path = tmp_path / "practice.safetensors"
+    examples.save(path)
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(ValueError, match="practice.safetensors is damaged, or not a practice set"):
+        Examples.load(path)
+    save_file({"prompts.values": torch.zeros(3)}, path)
+    with pytest.raises(ValueError, match="not a practice set .'prompts.starts'"):
+        Examples.load(path)
+
+
+@pytest.mark.parametrize("prompt, answer, label", [([50], [1], [1]), ([5], [50], [1]), ([5], [1], [50]), ([5], [-1], [1])])
+def test_token_ids_out_of_range_are_named(prompt, answer, label):
+    examples = Examples(Ragged.of([prompt]), Ragged.of([answer]), SoftLabels.one_hot(torch.tensor(label)))
+    with pytest.raises(ValueError, match="the practice set holds token ids from .* the model's go from 0 to 49"):
+        examples.check_ids(50)
