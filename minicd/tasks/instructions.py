@@ -42,7 +42,7 @@ class InstructionSettings(LossOptions):
     practice_inputs: int = option(1024, "practice inputs for each context")
     shots: int = option(4, "example inputs in the prompt with which the model is asked for more")
     epochs: float = option(3.0, "passes over the practice set")
-    lr: float = option(5e-4, "learning rate")
+    lr: float = option(1e-3, "learning rate")
     batch: int = option(32, "batch size")
     warmup: float = option(0.05, "share of the steps with a growing learning rate")
     decay: float = option(0.3, "share of the steps, at the end, with a falling learning rate")
