@@ -13,20 +13,24 @@ from minicd.tasks import addition, instructions
 TASKS = {"addition": addition, "instructions": instructions}
 
 
-def main() -> None:
-    parser = Parser(__doc__)
+def add_flags(parser: Parser) -> None:
     parser.add_argument("--task", default="addition", help=f"the experiment: {', '.join(TASKS)}")
     parser.add_argument("--model", help="folder (or hub id) of the checkpoint")
-    parser.add_argument("--ask", metavar="QUESTION", help='answer one question, for example "12345678 + 87654321"; a prompt, for instructions')
-    parser.add_argument("--step-by-step", action="store_true", help="addition: prompt as the teacher is prompted, with a scratchpad")
+    parser.add_argument("--ask", metavar="QUESTION", help='answer one question, for example "12345678 + 87654321", or a prompt')
+    parser.add_argument("--step-by-step", action="store_true", help="addition: ask for a scratchpad, as of the teacher")
     parser.add_argument("--questions", type=count, default=10_000, help="addition: unseen questions (default: 10000)")
-    parser.add_argument("--max-digits", type=count, default=8, help="addition: operands have 1 to this many digits (default: 8)")
+    parser.add_argument("--max-digits", type=count, default=8, help="addition: longest operands (default: 8)")
     parser.add_argument("--data", type=Path, default=instructions.DATA, help="instructions: a task file, or a folder of them "
                         f"(default: {instructions.DATA})")
-    parser.add_argument("--test-instances", type=count, default=100, help="instructions: the first so many of a task (default: 100)")
+    parser.add_argument("--test-instances", type=count, default=100, help="instructions: so many of each task (default: 100)")
     parser.add_argument("--max-new-tokens", type=count, help="longest completion (default: 256; for instructions 12)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (default): cuda where there is one")
     parser.add_argument("--report", action="store_true", help="rebuild README's tables from results/*.json")
+
+
+def main() -> None:
+    parser = Parser(__doc__)
+    add_flags(parser)
     arguments = parser.parse_args()
     if arguments.report:
         print("rebuilt in README.md: " + ", ".join(rebuild_readme(Path(__file__).parent)))

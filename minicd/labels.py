@@ -184,5 +184,5 @@ class Examples:
         """Raises ValueError where a token is not in the vocabulary: that of another tokenizer than the practice set's."""
         for values in (self.prompts.values, self.answers.values, self.labels.ids.values):
             if len(values) and not 0 <= int(values.min()) <= int(values.max()) < vocabulary:
-                raise ValueError(f"the practice set holds token ids from {int(values.min())} to {int(values.max())}, the model's go "
-                                 f"from 0 to {vocabulary - 1}: they have different tokenizers, or the practice set is damaged")
+                raise ValueError(f"the practice set holds token ids from {int(values.min())} to {int(values.max())}, the model's "
+                                 f"go from 0 to {vocabulary - 1}: they have different tokenizers, or the practice set is damaged")

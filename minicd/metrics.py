@@ -15,8 +15,8 @@ def exact_match(prediction: str, reference: str) -> bool:
 
 
 def association(accuracy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Accuracy [tasks, ids] of every task under every id, its own on the diagonal → [tasks] with the right id, and the mean [tasks]
-    over the wrong ones (paper, section 3.1, Table 1). Raises ValueError for a table that is not square, or of one task.
+    """Accuracy [tasks, ids] of every task under every id, its own on the diagonal → with the right id, and the mean over the
+    wrong ones, each [tasks] (paper, section 3.1, Table 1). Raises ValueError for a table that is not square, or of one task.
     """
     accuracy = np.asarray(accuracy, dtype=float)
     if accuracy.ndim != 2 or len(accuracy) < 2 or accuracy.shape[0] != accuracy.shape[1]:

@@ -107,7 +107,12 @@ def breakdown(title: str, table: dict[str, dict[str, float]]) -> list[str]:
 
 
 def minutes_line(record: dict) -> str:
-    long = {stage: values for stage, values in record["minutes"].items() if stage == "total" or max(values) >= 0.1}
+    """Minutes of each seed; stages that differ behind a hyphen (score-TASK) are one."""
+    stages: dict[str, list[float]] = {}
+    for name, values in record["minutes"].items():
+        stage = name.split("-")[0]
+        stages[stage] = [a + b for a, b in zip(values, stages.get(stage, [0.0] * len(values)))]
+    long = {stage: values for stage, values in stages.items() if stage == "total" or max(values) >= 0.1}
     return "Minutes a stage: " + ", ".join(f"{stage} {'/'.join(f'{m:.1f}' for m in values)}" for stage, values in long.items())
 
 

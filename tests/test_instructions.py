@@ -12,6 +12,8 @@ from helpers import tiny_t5
 from minicd import metrics
 from minicd.checkpoint import save
 from minicd.commands import guarded
+from minicd.experiment import spread
+from minicd.report import explanations_table, instructions_table, minutes_line, task_ids_table
 from minicd.t5 import T5, T5Config, initialise
 from minicd.tasks import explanations, instructions, task_ids
 from minicd.tasks.instructions import InstructionSettings, chosen_tasks, few_shot_inputs, pool
@@ -173,7 +175,7 @@ def test_the_base_follows_instructions_and_does_nothing_without(evaluate):
 def test_the_base_reads_the_instruction_that_it_is_given(evaluate):
     lines = "Definition: {} .\n\nNow complete the following example -\nInput: dog apple 3 red\nOutput:"
     for rule, answer in (("write the list backwards", "red 3 apple dog"), ("please name the last item", "red"),
-                         ("keep the fruits", "apple")):
+                         ("keep only the fruits", "apple"), ("remove the fruits", "dog 3 red"), ("count the fruits", "1")):
         assert evaluate("--model", BASE, "--ask", lines.format(rule)).strip() == answer
 
 
@@ -220,8 +222,6 @@ def test_what_cannot_be_run_is_named(name, words, message, pocket_model, train, 
 
 def test_reports(pocket_model):
     """The tables name every row, with a figure beside the paper's."""
-    from minicd.experiment import spread
-    from minicd.report import explanations_table, instructions_table, task_ids_table
     figures = dict.fromkeys(instructions.PAPER, 12.34)
     table = instructions_table({"seeds": [0, 1], "scale": "pocket", "by_task": {"t1": figures}, "paper": instructions.PAPER,
                                 "metrics": {name: spread([10.0, 20.0]) for name in instructions.PAPER}})
@@ -234,3 +234,8 @@ def test_reports(pocket_model):
     table = task_ids_table({"seeds": [0], "scale": "pocket", "paper": task_ids.PAPER, "metrics": {n: spread([50.0]) for n in names},
                             "by_task": {n: {"a": 1.0, "b": 2.0} for n in names}})
     assert "| mixed, round 1 | 50.0 | 50.0 | 70 | 16 |" in table and "| naive, round 2 | 1 / 1 | 2 / 2 |" in table
+
+
+def test_minutes_of_all_tasks_are_one_stage():
+    minutes = {"total": [1.0, 2.0], "margins": [0.14, 0.1], "score-a": [0.2, 0.4], "score-b-c": [0.3, 0.5], "short": [0.01, 0.02]}
+    assert minutes_line({"minutes": minutes}) == "Minutes a stage: total 1.0/2.0, margins 0.1/0.1, score 0.5/0.9"

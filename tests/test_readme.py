@@ -26,8 +26,9 @@ def test_the_command_is_understood(command, monkeypatch):
         monkeypatch.setattr(task, "train", lambda settings, seeds, out, device, publish: called.append(settings))
     monkeypatch.setattr(evaluation, "load", lambda *_: (None, None))
     monkeypatch.setattr(evaluation, "rebuild_readme", lambda root: called.append(root) or [])
-    monkeypatch.setattr(evaluation.addition, "ask", lambda *words: called.append(words) or "")
-    monkeypatch.setattr(evaluation.addition, "test", lambda *words: called.append(words))
+    for task in evaluation.TASKS.values():
+        monkeypatch.setattr(task, "ask", lambda *words: called.append(words) or "")
+        monkeypatch.setattr(task, "test", lambda *words: called.append(words))
     monkeypatch.setitem(losses.LOSSES, "brier", losses.hard)
     words = shlex.split(command)[1:]
     monkeypatch.setattr(sys, "argv", words)

@@ -208,7 +208,7 @@ class Settings:
     scale: str = option("pocket", "there is only the pocket scale")
     base: str = option("instructions", "instructions: the base of the experiments on instructions; lists: that of addition",
                        ["instructions", "lists"])
-    steps: int = option(12000, "optimiser steps; data/pocket had 8000")
+    steps: int = option(24000, "optimiser steps; those of data/pocket were 8000")
     batch: int = option(64, "batch size")
     lr: float = option(2e-3, "learning rate")
     optimiser: str = option("muon", "adamw, or muon for the matrices inside the layers", ["adamw", "muon"])
