@@ -70,23 +70,20 @@ def scatter(record: dict, out: Path, publish: bool) -> str:
 
 
 def task_ids_table(record: dict) -> str:
-    """Hypothesis 3 beside Table 1 (round 1) and Table 6 (round 2): accuracy with the right number and with a wrong one."""
+    """Hypothesis 3 beside Tables 1 and 6: accuracy with the right number and with a wrong one."""
     metrics, paper = record["metrics"], record["paper"]
-    rows = [("teacher", "teacher", None, "teacher", None), ("student before", *["before_correct", "before_wrong"] * 2)]
+    rows = [("teacher", "teacher", None), ("student before", "before_correct", "before_wrong")]
     for variant, title in (("naive", "naive"), ("mixed", "mixed"), ("mixed_recursive", "mixed, recursive")):
-        for count in (1, 2):
-            names = f"{variant}_correct_{count}", f"{variant}_wrong_{count}"
-            known = [f"{variant}_correct", f"{variant}_wrong"] if count == 1 else [None, None]
-            rows.append((f"{title}, round {count}", *names, *known))
+        rows += [(f"{title}, round {n}", f"{variant}_correct_{n}", f"{variant}_wrong_{n}") for n in (1, 2)]
     lines = [f"Accuracy on four classification tasks, %, {seeds_of(record)}, {record['scale']} scale", "",
              "| | right number | wrong number | paper, right | paper, wrong |", "| --- | ---: | ---: | ---: | ---: |"]
-    for title, right, wrong, *known in rows:
-        ours = " | ".join(spread(metrics[name]) if name else "" for name in (right, wrong))
-        lines.append(f"| {title} | {ours} | " + " | ".join(str(paper.get(name, "")) for name in known) + " |")
+    for title, *names in rows:
+        ours = [spread(metrics[name]) if name else "" for name in names]
+        lines.append(f"| {title} | " + " | ".join([*ours, *(str(paper.get(name, "")) for name in names)]) + " |")
     tasks = list(record["by_task"]["teacher"])
     lines += ["", "| right / wrong number | " + " | ".join(tasks) + " |", "| --- |" + " ---: |" * len(tasks)]
-    for title, right, wrong, *_ in rows:
-        pairs = [" / ".join(f"{record['by_task'][name][task]:.0f}" for name in (right, wrong) if name) for task in tasks]
+    for title, *names in rows:
+        pairs = [" / ".join(f"{record['by_task'][name][task]:.0f}" for name in names if name) for task in tasks]
         lines.append(f"| {title} | " + " | ".join(pairs) + " |")
     return "\n".join(lines)
 
