@@ -6,12 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import tiny_t5
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from minicd import checkpoint  # noqa: E402
-from minicd.tokenizer import word_tokenizer  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -25,6 +21,10 @@ def fp32(monkeypatch):
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A sound folder, for a test to damage."""
+    from helpers import tiny_t5
+
+    from minicd import checkpoint
+    from minicd.tokenizer import word_tokenizer
     path = tmp_path / "model"
     checkpoint.save(tiny_t5(16), word_tokenizer(["one", "two"]), path)
     return path
