@@ -22,7 +22,7 @@ from .natural_instructions import NITask
 Settings = InstructionSettings
 POCKET = dict(tasks=24, practice_inputs=512)
 SCALES = {"pocket": POCKET, "paper": {**PAPER_SCALE, "tasks": 10}}
-QUICK = dict(tasks=3, practice_inputs=128, epochs=1.0, test_instances=20)
+QUICK = dict(tasks=5, practice_inputs=256, test_instances=50)
 SHUFFLES = 100_000
 
 

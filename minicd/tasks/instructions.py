@@ -61,7 +61,7 @@ Settings = InstructionSettings
 PAPER_SCALE = dict(scale="paper", practice_inputs=4096, epochs=1.0, lr=1e-5, batch=16, warmup=0.0, decay=0.0, clip=0.0,
                    max_new_tokens=128)
 SCALES = {"pocket": {}, "paper": PAPER_SCALE}
-QUICK = dict(tasks=2, practice_inputs=128, epochs=1.0, test_instances=20)
+QUICK = dict(tasks=3, practice_inputs=512, test_instances=50)
 Template = Callable[[str], str]
 
 

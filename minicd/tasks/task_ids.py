@@ -41,7 +41,7 @@ class TaskIdSettings(InstructionSettings):
 
 Settings = TaskIdSettings
 SCALES = {"pocket": {}, "paper": PAPER_SCALE}
-QUICK = dict(practice_inputs=128, epochs=1.0, test_instances=20)
+QUICK = dict(practice_inputs=384, test_instances=25)
 
 
 def numbered(number: int) -> Template:
