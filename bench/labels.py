@@ -33,11 +33,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
+from bench.records import parsed, publish
 from minicd.commands import Parser, count, guarded
-from minicd.device import hardware, pick_device
 from minicd.distill import PracticeSettings, soft_labels
-from minicd.experiment import COMMIT, ROOT, command_line
-from minicd.files import atomic_json
 from minicd.labels import Examples, LabelBatch, Ragged, SoftLabels
 from minicd.losses import LABELS, LOSSES, mean_over_answers
 
@@ -258,12 +256,7 @@ def parse() -> Any:
     parser.add_argument("--vocabulary", type=count, action="append", help="only this size; may be given several times")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the gradient's error")
     parser.add_argument("--rounds", type=count, default=3, help="timed passes of each loss")
-    parser.add_argument("--cpu-time", action="store_true", help="count processor seconds: for a machine busy with other work")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "bench-labels.json", help="the record; beside it the plot")
-    arguments = parser.parse_args()
-    arguments.device = pick_device(arguments.device)
-    return arguments
+    return parsed(parser, "bench-labels", out="the record; beside it the plot")
 
 
 def main() -> None:
@@ -273,11 +266,8 @@ def main() -> None:
     practice = PracticeSettings()
     settings = {"shape": SHAPE, "exponents": EXPONENTS, "samples": practice.label_samples, "top": practice.label_top,
                 "rounds": arguments.rounds, "cpu_time": arguments.cpu_time}
-    atomic_json(arguments.out, {
-        "task": "bench", "scale": arguments.out.stem.removeprefix("bench-"), "commit": COMMIT, "command": command_line(),
-        "hardware": hardware(arguments.device), "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "seeds": arguments.seeds, "minutes": round((time.monotonic() - start) / 60, 2), "settings": settings, "plot": drawn,
-        "results": results})
+    publish(arguments.out, arguments.device, settings, results, seeds=arguments.seeds, plot=drawn,
+            minutes=round((time.monotonic() - start) / 60, 2))
 
 
 if __name__ == "__main__":

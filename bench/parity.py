@@ -23,12 +23,12 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from bench.records import publish
 from minicd import sampling
 from minicd.checkpoint import load, save
 from minicd.commands import Parser, count, guarded
-from minicd.device import autocast, hardware
-from minicd.experiment import COMMIT, ROOT, command_line
-from minicd.files import atomic_json
+from minicd.device import autocast
+from minicd.experiment import ROOT
 from minicd.tokenizer import word_tokenizer
 
 TOLERANCE = 1e-4
@@ -110,7 +110,9 @@ def main() -> None:
     import_transformers()
     results = [family_result(family, arguments.draws, arguments.seed) for family in arguments.families]
     if arguments.publish:
-        publish(results, arguments)
+        settings = {"draws": arguments.draws, "seed": arguments.seed, "tolerance": TOLERANCE}
+        publish(ROOT / "results" / "bench-parity.json", torch.device("cpu"), settings, results,
+                transformers=sys.modules["transformers"].__version__)
     wrong = sum(result["mismatches"] for result in results)
     if wrong:
         raise ValueError(f"{wrong} of {arguments.draws * len(results)} configurations differ from transformers")
@@ -266,14 +268,6 @@ def tie(model: Any, prompt: list[int], ours: list[int], theirs: list[int]) -> bo
     t = next(t for t, (a, b) in enumerate(zip(ours, theirs)) if a != b)
     logits = their_logits(model, [prompt], [theirs[: t + 1]])[0][t]
     return abs(logits[ours[t]] - logits[theirs[t]]).item() < TIE
-
-
-def publish(results: list[dict[str, Any]], arguments: Any) -> None:
-    atomic_json(ROOT / "results" / "bench-parity.json", {
-        "task": "bench", "scale": "parity", "commit": COMMIT, "command": command_line(),
-        "hardware": hardware(torch.device("cpu")), "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "transformers": sys.modules["transformers"].__version__,
-        "settings": {"draws": arguments.draws, "seed": arguments.seed, "tolerance": TOLERANCE}, "results": results})
 
 
 if __name__ == "__main__":

@@ -30,14 +30,13 @@ import torch
 from torch import nn
 
 from bench.parity import import_transformers
+from bench.records import parsed, publish
 from bench.train import SMALL, turns
 from minicd import sampling
 from minicd.checkpoint import load, save
 from minicd.commands import Parser, count, guarded
-from minicd.device import autocast, hardware, pick_device
-from minicd.experiment import COMMIT, ROOT, command_line
+from minicd.device import autocast, hardware
 from minicd.families import build, read_config
-from minicd.files import atomic_json
 from minicd.t5 import T5, initialise
 from minicd.tokenizer import word_tokenizer
 
@@ -255,17 +254,12 @@ def compare(name: str, precision: str, arguments) -> list[dict[str, Any]]:
 
 def parse() -> Any:
     parser = Parser(__doc__.splitlines()[0])
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     for flag, choices in (("--precision", list(DTYPES)), ("--shape", list(SHAPES))):
         parser.add_argument(flag, choices=choices, action="append", help="only this one")
     parser.add_argument("--batch", type=count, action="append", help="only the cases of this batch")
     parser.add_argument("--rounds", type=count, default=5, help="timed turns of each side")
-    parser.add_argument("--cpu-time", action="store_true", help="count processor seconds: for a machine busy with other work")
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="also measure peak memory")
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "bench-sampling.json", help="the record")
-    arguments = parser.parse_args()
-    arguments.device = pick_device(arguments.device)
-    return arguments
+    return parsed(parser, "bench-sampling")
 
 
 def main() -> None:
@@ -279,20 +273,13 @@ def main() -> None:
             results += compare(name, precision, arguments) if name != LARGE or precision == "bf16" else []
     if not results:
         raise ValueError("no case is of this shape, precision and batch")
-    publish(results, names, arguments)
+    settings = {key: getattr(arguments, key) for key in ("rounds", "cpu_time", "batch")} | {"temperature": 0}
+    settings["shapes"] = {name: asdict(SHAPES[name][0]) for name in names}
+    publish(arguments.out, arguments.device, settings, results, copy_gbps=arguments.copy_gbps,
+            transformers=sys.modules["transformers"].__version__)
     wrong = [row["what"] for row in results if row["precision"] == "fp32" and row["same_completions"] < SAME]
     if wrong:
         raise ValueError(f"the two sides wrote different completions: {'; '.join(wrong)}")
-
-
-def publish(results: list, names: list[str], arguments) -> None:
-    settings = {key: getattr(arguments, key) for key in ("rounds", "cpu_time", "batch")} | {"temperature": 0}
-    settings["shapes"] = {name: asdict(SHAPES[name][0]) for name in names}
-    atomic_json(arguments.out, {
-        "task": "bench", "scale": arguments.out.stem.removeprefix("bench-"), "commit": COMMIT, "command": command_line(),
-        "hardware": hardware(arguments.device), "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "transformers": sys.modules["transformers"].__version__, "copy_gbps": arguments.copy_gbps, "settings": settings,
-        "results": results})
 
 
 if __name__ == "__main__":

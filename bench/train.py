@@ -17,7 +17,6 @@ import tempfile
 import time
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace as Shape
 from typing import Any, Callable
 from unittest import mock
@@ -25,12 +24,12 @@ from unittest import mock
 import numpy as np
 import torch
 
+from bench.records import parsed, publish
 from minicd import sampling
 from minicd.checkpoint import load, save
 from minicd.commands import Parser, guarded
-from minicd.device import autocast, hardware, pick_device
-from minicd.experiment import COMMIT, ROOT, command_line
-from minicd.files import atomic_json
+from minicd.device import autocast
+from minicd.experiment import ROOT
 from minicd.labels import LabelBatch
 from minicd.t5 import T5, T5Config, initialise
 from minicd.tasks.addition_questions import draw_questions, teacher_template
@@ -162,18 +161,13 @@ def compiled(name: str, shape: Shape, precision: str, arguments) -> list[dict[st
 
 def parse() -> Any:
     parser = Parser("Training and labelling speed against Hugging Face transformers.")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     for flag, choices in (("--precision", ["fp32", "bf16"]), ("--shape", list(SHAPES))):
         parser.add_argument(flag, choices=choices, action="append", help="only this one")
     parser.add_argument("--rounds", type=int, default=5, help="timed turns of each side")
-    parser.add_argument("--cpu-time", action="store_true", help="count processor seconds: for a machine busy with other work")
     parser.add_argument("--temperature", type=float, default=0.0, help="of the labelling; 0: greedy")
     parser.add_argument("--model", help="a trained teacher's folder, for the scratchpad rows (default: data/pocket, if there)")
     parser.add_argument("--compile", action="store_true", help="minicd's training step with and without torch.compile instead")
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "bench-train.json", help="the record")
-    arguments = parser.parse_args()
-    arguments.device = pick_device(arguments.device)
-    return arguments
+    return parsed(parser, "bench-train")
 
 
 def main() -> None:
@@ -187,11 +181,8 @@ def main() -> None:
     settings = {"prompt_tokens": PROMPT, "answer_tokens": ANSWER,
                 **{key: getattr(arguments, key) for key in ("rounds", "temperature", "cpu_time", "model")}}
     settings["shapes"] = {name: {**vars(SHAPES[name]), "config": asdict(SHAPES[name].config)} for name in names}
-    atomic_json(arguments.out, {
-        "task": "bench", "scale": arguments.out.stem.removeprefix("bench-"), "commit": COMMIT,
-        "command": command_line(), "hardware": hardware(arguments.device),
-        "threads": torch.get_num_threads(), "torch": torch.__version__, "settings": settings, "results": results,
-        "transformers": None if arguments.compile else sys.modules["transformers"].__version__})
+    publish(arguments.out, arguments.device, settings, results,
+            transformers=None if arguments.compile else sys.modules["transformers"].__version__)
 
 
 if __name__ == "__main__":

@@ -189,7 +189,7 @@ def run_line(record: dict) -> str:
 def base_section(record: dict) -> str:
     """How good a teacher the pocket base of the experiments on instructions is."""
     titles = {"full": "definition, examples, explanations", "without_explanations": "without explanations", "bare": "bare input"}
-    lines = [f"| prompt | Rouge-L of the base, {record['settings']['held_out']} instances of the evaluation tasks |", "| --- | ---: |"]
+    lines = [f"| prompt | Rouge-L of the base, {record['settings']['held_out']} or a few more instances, as many of each task |", "| --- | ---: |"]
     lines += [f"| {title} | {spread(record['metrics'][name])} |" for name, title in titles.items()]
     return "\n".join([*lines, "", run_line(record)])
 

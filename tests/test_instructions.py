@@ -220,7 +220,7 @@ def test_what_cannot_be_run_is_named(name, words, message, pocket_model, train, 
     assert message in refused(train, name, "--model", pocket_model, "--out", tmp_path, *words)
 
 
-def test_reports(pocket_model):
+def test_reports():
     """The tables name every row, with a figure beside the paper's."""
     figures = dict.fromkeys(instructions.PAPER, 12.34)
     table = instructions_table({"seeds": [0, 1], "scale": "pocket", "by_task": {"t1": figures}, "paper": instructions.PAPER,

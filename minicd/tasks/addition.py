@@ -29,6 +29,7 @@ from .addition_questions import (SCRATCHPADS, addition_context, answer, carry_ru
 from .loss_options import LossOptions
 
 PAPER = {"teacher": 93, "before": 0, "after": 95, "scratchpad_then_direct": 72, "scratchpad_and_direct": 61, "token_ratio": 8.0}
+LONGEST = 256  # tokens of a completion for eval.py, unless told otherwise
 
 
 def scratchpad_examples(questions: list[str], tokenizer: TextTokenizer, style: str) -> Examples:
@@ -298,7 +299,7 @@ def ask(model: nn.Module, tokenizer: TextTokenizer, arguments) -> str:
         raise ValueError(f"--ask {question!r}: ask for the sum of two numbers, for example '12345678 + 87654321'")
     spaced = " + ".join(" ".join(side) for side in sides)
     prompt = tokenizer.encode((teacher_template if step_by_step else student_template)(spaced))
-    text = tokenizer.decode(generate(model, [prompt], arguments.max_new_tokens or 256, temperature=0)[0])
+    text = tokenizer.decode(generate(model, [prompt], arguments.max_new_tokens or LONGEST, temperature=0)[0])
     return text if step_by_step else text.replace(" ", "")
 
 
@@ -306,7 +307,7 @@ def test(model: nn.Module, tokenizer: TextTokenizer, arguments) -> None:
     """`eval.py --task addition`: accuracy on the table's unseen questions, none of which the model has practised."""
     questions = test_questions(arguments.questions, arguments.max_digits)
     assert_unseen(questions, Path(arguments.model).parent, tokenizer)
-    score = evaluate(model, tokenizer, questions, arguments.step_by_step, arguments.max_new_tokens or 256)
+    score = evaluate(model, tokenizer, questions, arguments.step_by_step, arguments.max_new_tokens or LONGEST)
     print(f"exact match on {len(questions)} unseen questions: {score.accuracy:.2f} %, {score.tokens:.1f} tokens a question")
     print(f"by digits: {score.by_digits}\nby longest carry run: {score.by_carry_run}")
 

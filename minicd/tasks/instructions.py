@@ -24,7 +24,7 @@ from ..sampling import generate
 from ..tokenizer import TextTokenizer
 from ..training import FitSettings
 from .loss_options import LossOptions
-from .natural_instructions import Instance, NITask, instruction_prompt, load_folder, load_task
+from .natural_instructions import Instance, NITask, inputs_prompt, instruction_prompt, load_folder, load_task
 
 PAPER = {"teacher": 43.4, "before": 9.0, "after": 34.7, "token_ratio": 11.1}
 DATA = "data/instructions/test"
@@ -87,11 +87,6 @@ def few_shot_inputs(model: nn.Module, tokenizer: TextTokenizer, examples: list[s
                 return found
         raise ValueError(f"asked for {n} inputs, the model wrote only {len(found)} that can be used; choose another --model")
     return draw
-
-
-def inputs_prompt(examples: list[str]) -> str:
-    """Inputs to be gone on with."""
-    return "\n".join([*(f"Input: {text}" for text in examples), "Input:"])
 
 
 def pool(texts: list[str]) -> Callable[[int, np.random.Generator], list[str]]:
@@ -229,13 +224,13 @@ def train(settings: InstructionSettings, seeds: list[int], out: Path, device: to
 
 def ask(model: nn.Module, tokenizer: TextTokenizer, arguments) -> str:
     """`eval.py --task instructions --ask PROMPT`: the completion."""
-    longest = arguments.max_new_tokens or InstructionSettings().max_new_tokens
+    longest = arguments.max_new_tokens or InstructionSettings.max_new_tokens
     return tokenizer.decode(generate(model, tokenizer.encode_all([arguments.ask]), longest, temperature=0)[0])
 
 
 def test(model: nn.Module, tokenizer: TextTokenizer, arguments) -> None:
     """`eval.py --task instructions`: Rouge-L of every task under each of the three prompts."""
-    settings = InstructionSettings(max_new_tokens=arguments.max_new_tokens or InstructionSettings().max_new_tokens)
+    settings = InstructionSettings(max_new_tokens=arguments.max_new_tokens or InstructionSettings.max_new_tokens)
     tasks = [load_task(arguments.data)] if arguments.data.is_file() else load_folder(arguments.data)
     table = rouge_by_prompt(model, tokenizer, tasks, arguments.test_instances, settings)
     table["mean"] = {name: float(np.mean([row[name] for row in table.values()])) for name in PROMPTS}

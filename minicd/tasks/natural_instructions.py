@@ -60,6 +60,11 @@ def lay_out(definition: str, positives: Sequence[Example], negatives: Sequence[E
     return "\n".join([*lines, "", "Now complete the following example -", "Input: " + ended(text), "Output:"])
 
 
+def inputs_prompt(inputs: Sequence[str]) -> str:
+    """A prompt after which a model writes one more input like these: D, where practice inputs come from the model itself."""
+    return "\n".join([*(f"Input: {text}" for text in inputs), "Input:"])
+
+
 def load_folder(folder: Path) -> list[NITask]:
     """Every task file of a folder, in the order of their names. Raises ValueError where one is unusable or two clash."""
     paths = sorted(Path(folder).glob("*.json"))

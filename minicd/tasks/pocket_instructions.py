@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import random
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 
+from ..experiment import ROOT
 from ..t5 import T5
 from ..tokenizer import TextTokenizer, word_tokenizer
 from . import world
-from .instructions import PROMPTS, InstructionSettings, rouge_by_prompt
+from .instructions import DATA, PROMPTS, InstructionSettings, rouge_by_prompt
 from .natural_instructions import load_folder
 
 PLACES = ("copy", "reverse", "first", "last", "second", "drop_first", "drop_last", "swap_ends", "twice", "double", "first_to_end")
-TASKS = Path(__file__).resolve().parents[2] / "data" / "instructions" / "test"
+TASKS = ROOT / DATA
 
 
 def world_tokenizer() -> TextTokenizer:

@@ -14,7 +14,7 @@ from functools import cache
 from itertools import cycle, zip_longest
 from typing import Iterator, Sequence
 
-from .natural_instructions import Example
+from .natural_instructions import Example, inputs_prompt
 from .natural_instructions import lay_out as instruction_prompt
 from .world_rules import (BINARY, COMMON, DOUBLING, NEW, Items, Step, Steps, adds, functions, shows_new_words, stages,
                           training_steps)
@@ -287,11 +287,6 @@ def raw_item(rng: random.Random, task: Task, longest: int) -> tuple[str, str]:
     while set(items_of(text)) & set(items_of(following)):
         following = task.draw_input(rng, longest)
     return text, following
-
-
-def inputs_prompt(inputs: Sequence[str]) -> str:
-    """A prompt after which the base writes one more input like these: D, where practice inputs come from the model itself."""
-    return "\n".join([*(f"Input: {text}" for text in inputs), "Input:"])
 
 
 def examples(task: Task, rng: random.Random, n: int, seen: set[str], longest: int = LONGEST) -> list[Example]:
