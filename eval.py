@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from minicd.checkpoint import load
-from minicd.commands import Parser, choose, count, guarded
-from minicd.device import pick_device
-from minicd.report import rebuild_readme
+from minicd.hf.checkpoint import load
+from minicd.tasks.commands import Parser, choose, count, guarded
+from minicd.runtime.device import pick_device
+from minicd.tasks.report import rebuild_readme
 from minicd.tasks import addition, instructions
 
 TASKS = {"addition": addition, "instructions": instructions}

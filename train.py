@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from minicd.commands import Parser, add_settings, choose, guarded, settings_from
-from minicd.device import pick_device
-from minicd.tasks import addition, explanations, instructions, pocket, task_ids
+from data.world import bases
+from minicd.tasks.commands import Parser, add_settings, choose, guarded, settings_from
+from minicd.runtime.device import pick_device
+from minicd.tasks import addition, explanations, instructions, task_ids
 
-TASKS = {"addition": addition, "instructions": instructions, "explanations": explanations, "task_ids": task_ids, "pocket": pocket}
+TASKS = {"addition": addition, "instructions": instructions, "explanations": explanations, "task_ids": task_ids, "pocket": bases}
 
 
 def main() -> None:

@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from minicd.commands import Parser, guarded
-from minicd.device import pick_device
-from minicd.experiment import ROOT, RunFolder, read_json, record, seed_folder, spread
-from minicd.files import atomic_json
+from minicd.tasks.commands import Parser, guarded
+from minicd.runtime.device import pick_device
+from minicd.tasks.experiment import ROOT, RunFolder, read_json, record, seed_folder, spread
+from minicd.runtime.files import atomic_json
 from minicd.tasks.addition import AdditionRun, AdditionSettings
 
 

@@ -34,7 +34,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from bench.records import parsed, publish
-from minicd.commands import Parser, count, guarded
+from minicd.tasks.commands import Parser, count, guarded
 from minicd.distill import PracticeSettings, soft_labels
 from minicd.labels import Examples, LabelBatch, Ragged, SoftLabels
 from minicd.losses import LABELS, LOSSES, mean_over_answers

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from bench.records import publish
 from minicd import sampling
-from minicd.checkpoint import load, save
-from minicd.commands import Parser, count, guarded
-from minicd.device import autocast
-from minicd.experiment import ROOT
+from minicd.hf.checkpoint import load, save
+from minicd.tasks.commands import Parser, count, guarded
+from minicd.runtime.device import autocast
+from minicd.tasks.experiment import ROOT
 from minicd.tokenizer import word_tokenizer
 
 TOLERANCE = 1e-4

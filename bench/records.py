@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from minicd.commands import Parser
-from minicd.device import hardware, pick_device
-from minicd.experiment import COMMIT, ROOT, command_line
-from minicd.files import atomic_json
+from minicd.tasks.commands import Parser
+from minicd.runtime.device import hardware, pick_device
+from minicd.tasks.experiment import COMMIT, ROOT, command_line
+from minicd.runtime.files import atomic_json
 
 
 def parsed(parser: Parser, name: str, out: str = "the record") -> Any:

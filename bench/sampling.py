@@ -33,10 +33,10 @@ from bench.parity import import_transformers
 from bench.records import parsed, publish
 from bench.train import SMALL, turns
 from minicd import sampling
-from minicd.checkpoint import load, save
-from minicd.commands import Parser, count, guarded
-from minicd.device import autocast, hardware
-from minicd.families import build, read_config
+from minicd.hf.checkpoint import load, save
+from minicd.tasks.commands import Parser, count, guarded
+from minicd.runtime.device import autocast, hardware
+from minicd.hf.families import build, read_config
 from minicd.t5 import T5, initialise
 from minicd.tokenizer import word_tokenizer
 

@@ -25,15 +25,17 @@ import numpy as np
 import torch
 
 from bench.records import parsed, publish
+from data.world.bases import pocket_config
+from data.world.lists import operation, pocket_tokenizer
 from minicd import sampling
-from minicd.checkpoint import load, save
-from minicd.commands import Parser, guarded
-from minicd.device import autocast
-from minicd.experiment import ROOT
+from minicd.hf.checkpoint import load, save
+from minicd.tasks.commands import Parser, guarded
+from minicd.runtime.device import autocast
+from minicd.tasks.experiment import ROOT
 from minicd.labels import LabelBatch
 from minicd.t5 import T5, T5Config, initialise
 from minicd.tasks.addition_questions import draw_questions, teacher_template
-from minicd.tasks.pocket import operation, pocket_config, pocket_tokenizer
+
 from minicd.training import FitSettings, Run
 
 PROMPT, ANSWER = 21, 10  # tokens of an example

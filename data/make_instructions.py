@@ -3,7 +3,7 @@
     python data/make_instructions.py
 
 train/ holds one task for each rule and some for two rules, to look at; the base is trained on far more, drawn afresh
-(minicd/tasks/world.py). test/ holds the evaluation tasks, whose first 100 instances are for testing and the rest for practice,
+(data/world/tasks.py). test/ holds the evaluation tasks, whose first 100 instances are for testing and the rest for practice,
 as in Natural Instructions itself. The files do not depend on the machine.
 """
 
@@ -13,8 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from minicd.files import atomic_json  # noqa: E402
-from minicd.tasks.world import Task, evaluation_tasks, to_natural_instructions, training_tasks  # noqa: E402
+from minicd.runtime.files import atomic_json  # noqa: E402
+from data.world.tasks import Task, evaluation_tasks, to_natural_instructions, training_tasks  # noqa: E402
 
 TRAINING_TASKS, TRAINING_INSTANCES = 110, 20
 TEST_INSTANCES = 100 + 100  # to test, to practise

@@ -1,7 +1,7 @@
 """minicd: Learning by Distilling Context (Snell, Klein & Zhong, 2022), from scratch and small."""
 
 from . import losses, metrics
-from .checkpoint import load, save
+from .hf.checkpoint import load, save
 from .distill import Context, NoAnswers, OnPolicy, PracticeSettings, RoundSettings, distill, everything, practice, rounds
 from .labels import Examples, SoftLabels
 from .sampling import generate, score

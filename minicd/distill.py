@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from .files import atomic_safetensors
+from .runtime.files import atomic_safetensors
 from .labels import Examples, LabelBatch, Ragged, SoftLabels
 from .losses import LABELS
 from .sampling import generate, score

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .files import atomic_safetensors
+from .runtime.files import atomic_safetensors
 
 
 @dataclass

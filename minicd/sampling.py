@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .device import autocast
-from .fast import packed, stepper
+from .runtime.device import autocast
+from .runtime.fast import packed, stepper
 
 LOGITS_AT_ONCE = 2**28  # most numbers that score() makes at a time: 1 GiB in fp32
 LOOK_EVERY = 8  # steps between looks at which rows have finished: on CUDA each look waits for the device

@@ -1,30 +1,13 @@
-"""Text ↔ token ids, on top of the `tokenizers` library, and the files in which checkpoints keep their tokenizers."""
+"""Text ↔ token ids, on top of the `tokenizers` library. What files hold of tokenizers is read in hf/tokenizers.py."""
 
 from __future__ import annotations
 
-import json
-import math
-import struct
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator, Sequence
+from typing import Sequence
 
-from tokenizers import AddedToken, Encoding, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Encoding, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from .files import atomic_bytes
-
-IDS = range(2 ** 31)  # more than any model has
-END_OF_TEXT = "<|endoftext|>"
-QWEN_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-              r"|\s+(?!\S)|\s+")
-
-# Numbers from SentencePiece's format: the types of pieces, and the settings of trainer and normaliser with T5's values,
-# which are also what an absent setting means.
-NORMAL, UNKNOWN, CONTROL = 1, 2, 3
-OTHER_TYPES = {4: "user-defined", 5: "unused", 6: "byte"}
-TRAINER = {3: ("model_type", 1), 24: ("treat_whitespace_as_suffix", 0), 35: ("byte_fallback", 0)}
-NORMALISER = {3: ("add_dummy_prefix", 1), 4: ("remove_extra_whitespaces", 1), 5: ("escape_whitespaces", 1)}
-SENTINELS = [f"<extra_id_{i}>" for i in reversed(range(100))]  # T5 adds these behind the pieces of its file
+from .runtime.files import atomic_bytes
 
 
 class TextTokenizer:
@@ -37,16 +20,6 @@ class TextTokenizer:
         for token, number in ((eos, self.eos_id), (pad, self.pad_id)):
             if token is not None and number is None:
                 raise ValueError(f"the tokenizer has no {token} token, which the model needs")
-
-    @classmethod
-    def load(cls, path: Path, eos: str = "</s>", pad: str | None = "<pad>", ends_prompts: bool = True) -> TextTokenizer:
-        """Read a folder, or a single `tokenizer.json`. Raises ValueError where it is no tokenizer or lacks a token."""
-        path = Path(path)
-        backend = read_backend(path) if path.is_dir() else read_tokenizer_json(path)
-        try:
-            return cls(backend, eos, pad, ends_prompts)
-        except ValueError as error:
-            raise ValueError(f"{path} cannot be used: {error}") from None
 
     def __len__(self) -> int:
         """One more than the highest id: the rows that an embedding must have. Ids may have gaps."""
@@ -101,195 +74,3 @@ def word_tokenizer(words: Sequence[str]) -> TextTokenizer:
     backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     backend.add_special_tokens(["<pad>", "</s>", "<unk>"])
     return TextTokenizer(backend)
-
-
-def read_backend(folder: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint's folder, from the first of: tokenizer.json; vocab.json and merges.txt; spiece.model.
-
-    Neither pads nor cuts. Raises ValueError, in one sentence that names the file, where none is there or one is damaged.
-    """
-    folder = Path(folder)
-    if (folder / "tokenizer.json").exists():
-        return read_tokenizer_json(folder / "tokenizer.json")
-    if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-        return read_byte_level_bpe(folder)
-    if (folder / "spiece.model").exists():
-        return read_sentencepiece(folder / "spiece.model")
-    raise ValueError(f"{folder} has no tokenizer: neither tokenizer.json, nor vocab.json with merges.txt, nor spiece.model")
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Whatever goes wrong inside becomes a ValueError of one line that names the file."""
-    try:
-        yield
-    except BaseException as error:  # the library's panics are no Exception
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        kind = "" if type(error) in (ValueError, Exception) else f"{type(error).__name__}: "
-        raise ValueError(f"{path} is not a readable tokenizer: {kind}{' '.join(str(error).splitlines())}") from None
-
-
-def read_tokenizer_json(path: Path) -> Tokenizer:
-    with naming(path):
-        backend = Tokenizer.from_file(str(path))
-    backend.no_padding()
-    backend.no_truncation()
-    return backend
-
-
-def read_byte_level_bpe(folder: Path) -> Tokenizer:
-    """GPT-2's or Qwen's files: vocab.json, merges.txt and, for Qwen, tokenizer_config.json. Raises ValueError."""
-    config_file = folder / "tokenizer_config.json"
-    config = read_json_object(config_file) if config_file.exists() else {}
-    vocabulary = read_vocabulary(folder / "vocab.json")
-    with naming(config_file):
-        normaliser, pre_tokenizer = byte_level_steps(config)
-        added, ids = added_tokens(config, vocabulary)
-    with naming(folder / "merges.txt"):
-        merges = read_merges(folder / "merges.txt", vocabulary, {token.content for token in added})
-    with naming(folder / "vocab.json"):
-        backend = Tokenizer(models.BPE(ids, merges))
-    backend.normalizer, backend.pre_tokenizer, backend.decoder = normaliser, pre_tokenizer, decoders.ByteLevel()
-    backend.add_tokens(added)
-    return backend
-
-
-def byte_level_steps(config: dict) -> tuple[normalizers.Normalizer | None, pre_tokenizers.PreTokenizer]:
-    """What is done to a text before bytes are merged. Raises ValueError where the two files say too little of that."""
-    name, prefix = config.get("tokenizer_class") or "GPT2Tokenizer", bool(config.get("add_prefix_space"))
-    if config.get("add_bos_token"):
-        raise ValueError("add_bos_token is only supported in the form of a tokenizer.json")
-    if name in ("GPT2Tokenizer", "GPT2TokenizerFast"):
-        return None, pre_tokenizers.ByteLevel(add_prefix_space=prefix)
-    if name in ("Qwen2Tokenizer", "Qwen2TokenizerFast"):  # Qwen3 has Qwen2's
-        split = pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated")
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False)
-        return normalizers.NFC(), pre_tokenizers.Sequence([split, byte_level])
-    raise ValueError(f"the tokenizer_class {name!r} is only supported in the form of a tokenizer.json")
-
-
-def added_tokens(config: dict, vocabulary: dict[str, int]) -> tuple[list[AddedToken], dict[str, int]]:
-    """The tokens that are never split, and the vocabulary with them. Raises ValueError where they contradict it."""
-    end = {str(vocabulary[END_OF_TEXT]): {"content": END_OF_TEXT, "special": True}} if END_OF_TEXT in vocabulary else {}
-    entries = end | config.get("added_tokens_decoder", {})
-    tokens, ids, owners = [], dict(vocabulary), {number: piece for piece, number in vocabulary.items()}
-    for number, entry in entries.items():
-        content, number = entry["content"], int(number)
-        if number not in IDS or ids.setdefault(content, number) != number or owners.setdefault(number, content) != content:
-            raise ValueError(f"the added token {content!r} with the id {number} contradicts vocab.json or another one")
-        flags = {flag: entry[flag] for flag in ("single_word", "lstrip", "rstrip", "normalized", "special") if flag in entry}
-        tokens.append(AddedToken(content, **flags))
-    return tokens, ids
-
-
-def read_json_object(path: Path) -> dict:
-    with naming(path):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError(f"it holds a {type(content).__name__} where an object is needed")
-    return content
-
-
-def read_vocabulary(path: Path) -> dict[str, int]:
-    """The ids of the pieces. Raises ValueError unless every piece has one of its own."""
-    vocabulary = read_json_object(path)
-    with naming(path):
-        if not vocabulary or not all(piece and type(number) is int and number in IDS for piece, number in vocabulary.items()):
-            raise ValueError("it does not map pieces to their ids")
-        if len(set(vocabulary.values())) < len(vocabulary):
-            raise ValueError("it gives two pieces the same id")
-    return vocabulary
-
-
-def read_merges(path: Path, vocabulary: dict[str, int], added: set[str]) -> list[tuple[str, str]]:
-    """The pairs of pieces, in order. Raises ValueError where they and the vocabulary are not of one tokenizer."""
-    lines = path.read_text(encoding="utf-8").split("\n")
-    merges = [tuple(line.split(" ")) for line in lines[lines[0].startswith("#version"):] if line]
-    for merge in merges:
-        if len(merge) != 2 or not {*merge, "".join(merge)} <= vocabulary.keys():
-            raise ValueError(f"{' '.join(merge)!r} does not join two pieces of vocab.json to a third")
-    made = {"".join(merge) for merge in merges} | added
-    for piece in vocabulary:
-        if len(piece) > 1 and piece not in made:  # a file cut short would otherwise be read, and split words too finely
-            raise ValueError(f"no line makes the piece {piece!r} of vocab.json")
-    return merges
-
-
-def read_sentencepiece(path: Path) -> Tokenizer:
-    """T5's spiece.model, with T5's sentinels: <extra_id_0> has the last id. Raises ValueError for other kinds of models."""
-    with naming(path):
-        names, scores, types, charsmap = read_spiece(path.read_bytes())
-        vocabulary = [*zip(names, scores), *((sentinel, 0.0) for sentinel in SENTINELS)]
-        if len(dict(vocabulary)) < len(vocabulary) or "</s>" not in names or types.count(UNKNOWN) != 1:
-            raise ValueError("a T5 has every piece once, among them </s>, a single one for unknown characters, and no sentinels")
-        backend = Tokenizer(models.Unigram(vocabulary, types.index(UNKNOWN)))
-        if charsmap:
-            backend.normalizer = normalizers.Precompiled(charsmap)
-            backend.normalizer.normalize_str("".join(map(chr, range(0xD800))))  # what is damaged fails here, not at some text
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
-    backend.decoder = decoders.Metaspace()
-    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", names.index("</s>"))])
-    backend.add_special_tokens([name for name, kind in zip(names, types) if kind != NORMAL] + SENTINELS)
-    return backend
-
-
-def read_spiece(data: bytes) -> tuple[list[str], list[float], list[int], bytes]:
-    """Pieces, their scores and types, and the table of characters to replace. Raises ValueError where it is not like T5's."""
-    fields = read_fields(data)
-    trainer, normaliser = read_fields(last(fields, 2, bytes)), read_fields(last(fields, 3, bytes))
-    for settings, needed in ((trainer, TRAINER), (normaliser, NORMALISER)):
-        for number, (name, value) in needed.items():
-            if last(settings, number, int, value) != value:
-                raise ValueError(f"the setting {name} {last(settings, number, int)} is not supported, only {value}")
-    pieces = [read_piece(entry) for entry in fields.get(1, [])]
-    if len(pieces) != last(trainer, 4, int):
-        raise ValueError(f"it has {len(pieces)} pieces, not the {last(trainer, 4, int)} that it announces")
-    names, scores, types = map(list, zip(*pieces))
-    return names, scores, types, last(normaliser, 2, bytes, b"")
-
-
-def read_piece(entry: bytes) -> tuple[str, float, int]:
-    fields = read_fields(entry)
-    name, kind = last(fields, 1, bytes).decode(), last(fields, 3, int, NORMAL)
-    score, = struct.unpack("<f", last(fields, 2, bytes))
-    if kind not in (NORMAL, UNKNOWN, CONTROL):
-        raise ValueError(f"the piece {name!r} is of the type {OTHER_TYPES.get(kind, kind)}, which is not supported")
-    if not name or not math.isfinite(score):
-        raise ValueError(f"the piece {name!r} with the score {score} is damaged")
-    return name, score, kind
-
-
-def read_fields(data: bytes) -> dict[int, list[int | bytes]]:
-    """A protobuf message → the values of each field: int where they are varints, else bytes. Raises ValueError if damaged."""
-    fields, at = {}, 0
-    while at < len(data):
-        key, at = read_varint(data, at)
-        number, kind = key >> 3, key & 7
-        if number == 0 or kind not in (0, 1, 2, 5):
-            raise ValueError(f"it is damaged at byte {at}")
-        value, at = read_varint(data, at) if kind in (0, 2) else ({1: 8, 5: 4}[kind], at)
-        if kind != 0:  # the number just found is a length
-            value, at = data[at:at + value], at + value
-        fields.setdefault(number, []).append(value)
-    if at > len(data):
-        raise ValueError("it ends in the middle of a field")
-    return fields
-
-
-def read_varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number that begins at byte `at`, seven bits a byte, lowest first, and where it ends. Raises ValueError."""
-    value = 0
-    for i, byte in enumerate(data[at:at + 10]):
-        value |= (byte & 0x7F) << 7 * i
-        if byte < 0x80:
-            return value, at + i + 1
-    raise ValueError("it ends, or is damaged, in the middle of a number")
-
-
-def last(fields: dict[int, list[int | bytes]], number: int, kind: type, default: int | bytes | None = None) -> int | bytes:
-    """The value of a field that occurs once (or counts once). Raises ValueError where it is absent without a default."""
-    value = fields.get(number, [default])[-1]
-    if not isinstance(value, kind):
-        raise ValueError(f"its field {number} is missing or of another type")
-    return value

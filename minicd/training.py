@@ -13,8 +13,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .device import autocast
-from .files import atomic_safetensors
+from .runtime.device import autocast
+from .runtime.files import atomic_safetensors
 from .labels import Examples, LabelBatch
 from .losses import loss_named, mean_over_answers
 

@@ -23,7 +23,7 @@ def folder(tmp_path) -> Path:
     """A sound folder, for a test to damage."""
     from helpers import tiny_t5
 
-    from minicd import checkpoint
+    from minicd.hf import checkpoint
     from minicd.tokenizer import word_tokenizer
     path = tmp_path / "model"
     checkpoint.save(tiny_t5(16), word_tokenizer(["one", "two"]), path)

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from minicd.experiment import RunFolder
+from minicd.tasks.experiment import RunFolder
 from minicd.labels import Examples
 from minicd.tasks import addition, addition_questions as text
-from minicd.tasks.pocket import pocket_tokenizer
+from data.world.lists import pocket_tokenizer
+from minicd.hf.tokenizers import read_tokenizer
 from minicd.tokenizer import TextTokenizer
 
 T5_FILE = "../shared/data/tokenizers/t5/tokenizer.json"
@@ -27,7 +28,7 @@ def tokenizer(request) -> TextTokenizer:
     path = Path(__file__).resolve().parent.parent / T5_FILE
     if not path.exists():
         pytest.skip(f"T5's own tokenizer is not at {T5_FILE}")
-    return TextTokenizer.load(path)
+    return read_tokenizer(path)
 
 
 @pytest.fixture(params=["compact", "nye"])

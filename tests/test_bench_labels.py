@@ -9,7 +9,7 @@ import torch
 
 from bench import labels as bench
 from minicd.labels import SoftLabels
-from minicd.report import labels_section
+from minicd.tasks.report import labels_section
 
 CPU = torch.device("cpu")
 

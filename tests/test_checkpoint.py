@@ -16,8 +16,9 @@ import torch
 from helpers import tiny_t5
 from safetensors.torch import load_file, save_file
 
-from minicd import checkpoint, files
-from minicd.families import HARMLESS, build, copies, read_config, write_config
+from minicd.hf import checkpoint
+from minicd.runtime import files
+from minicd.hf.families import HARMLESS, build, copies, read_config, write_config
 from minicd.tokenizer import word_tokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -299,7 +300,7 @@ def test_a_tensor_that_the_index_lists_and_no_shard_has(tmp_path):
 PROBE = """
 import re, sys
 import torch
-from minicd import checkpoint
+from minicd.hf import checkpoint
 torch.set_num_threads(1)
 def memory(key):
     return 1024 * int(re.search(rf"{key}:\\s+(\\d+)", open("/proc/self/status").read())[1])

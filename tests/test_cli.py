@@ -15,13 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minicd.checkpoint import load, save
-from minicd.commands import guarded
+from minicd.hf.checkpoint import load, save
+from minicd.tasks.commands import guarded
 from minicd.labels import Examples
-from minicd.report import rebuild_readme
+from minicd.tasks.report import rebuild_readme
 from minicd.t5 import T5, T5Config, initialise
 from minicd.tasks import addition
-from minicd.tasks.pocket import pocket_tokenizer
+from data.world.lists import pocket_tokenizer
 from minicd.training import Epochs, FitSettings, fit
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_checkpoint import FIXTURES, change_config, copied, refused
 
-from minicd import checkpoint
+from minicd.hf import checkpoint
 from minicd.tokenizer import word_tokenizer
 
 # What the readers look at, by the fixture whose config.json has it; "a.b" is b inside a.

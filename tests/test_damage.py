@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 from test_checkpoint import FIXTURES, change_config, change_weights, refused, same, to_pickle
 
-from minicd import checkpoint
-from minicd.commands import guarded
+from minicd.hf import checkpoint
+from minicd.tasks.commands import guarded
 
 ROOT = Path(__file__).resolve().parent.parent
 Q = "encoder.block.0.layer.0.SelfAttention.q.weight"

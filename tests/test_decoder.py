@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from minicd import checkpoint
+from minicd.hf import checkpoint
 from minicd.decoder import Decoder, frequencies, rotate, sinusoids
 from minicd.sampling import generate
 

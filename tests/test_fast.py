@@ -8,9 +8,10 @@ import pytest
 import torch
 from helpers import tiny_t5
 
-from minicd import fast, sampling
-from minicd.checkpoint import load
-from minicd.fast import packed
+from minicd import sampling
+from minicd.runtime import fast
+from minicd.hf.checkpoint import load
+from minicd.runtime.fast import packed
 from minicd.sampling import generate, score
 from minicd.tokenizer import word_tokenizer
 

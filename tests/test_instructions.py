@@ -10,16 +10,17 @@ import pytest
 from helpers import tiny_t5
 
 from minicd import metrics
-from minicd.checkpoint import save
-from minicd.commands import guarded
-from minicd.experiment import spread
-from minicd.report import explanations_table, instructions_table, minutes_line, task_ids_table
+from minicd.hf.checkpoint import save
+from minicd.tasks.commands import guarded
+from minicd.tasks.experiment import spread
+from minicd.tasks.report import explanations_table, instructions_table, minutes_line, task_ids_table
 from minicd.t5 import T5, T5Config, initialise
 from minicd.tasks import explanations, instructions, task_ids
 from minicd.tasks.instructions import InstructionSettings, chosen_tasks, few_shot_inputs, pool
 from minicd.tasks.natural_instructions import Instance, NITask
-from minicd.tasks.pocket_instructions import world_item, world_tokenizer
-from minicd.tokenizer import TextTokenizer, word_tokenizer
+from data.world.instructions import world_item, world_tokenizer
+from minicd.hf.tokenizers import read_tokenizer
+from minicd.tokenizer import word_tokenizer
 
 pytestmark = pytest.mark.usefixtures("fp32")
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,7 +49,7 @@ def real_model(tmp_path_factory) -> Path:
     model = initialise(T5(T5Config(vocab_size=32128, d_model=16, d_kv=8, d_ff=32, num_heads=2, num_layers=1, dropout_rate=0.0,
                                    feed_forward_proj="gated-gelu", tie_word_embeddings=False)), seed=0)
     folder = tmp_path_factory.mktemp("real")
-    save(model, TextTokenizer.load(path), folder)
+    save(model, read_tokenizer(path), folder)
     return folder
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import train
-from minicd.checkpoint import load, save
+from minicd.hf.checkpoint import load, save
 from minicd.t5 import T5, T5Config, initialise
 from minicd.tasks import addition
-from minicd.tokenizer import TextTokenizer
+from minicd.hf.tokenizers import read_tokenizer
 from minicd.training import Epochs, FitSettings, fit
 
 TOKENIZER = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "tokenizers" / "t5" / "tokenizer.json"
@@ -24,7 +24,7 @@ def folder(tmp_path_factory) -> Path:
     """A tiny T5 with T5's vocabulary which has learned the form of a scratchpad, so that practice finds answers in its completions."""
     if not TOKENIZER.exists():
         pytest.skip("the real T5 tokenizer is not here (shared/data/tokenizers/t5)")
-    tokenizer = TextTokenizer.load(TOKENIZER)
+    tokenizer = read_tokenizer(TOKENIZER)
     model = initialise(T5(T5Config(vocab_size=32128, d_model=32, d_kv=16, d_ff=64, num_heads=2, num_layers=1, dropout_rate=0.0,
                                    feed_forward_proj="gated-gelu", tie_word_embeddings=False)), seed=0)
     questions = addition.draw_questions(100, 3, "train", np.random.default_rng(0))

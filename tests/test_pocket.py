@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from minicd.checkpoint import load
+from data.world import lists
+from data.world.bases import PocketText, pocket_config
+from data.world.lists import pocket_item, pocket_tokenizer
+from minicd.hf.checkpoint import load
 from minicd.sampling import generate
-from minicd.tasks import addition, addition_questions, pocket
-from minicd.tasks.pocket import PocketText, pocket_item, pocket_tokenizer
+from minicd.tasks import addition, addition_questions
 
 BASE = Path(__file__).resolve().parent.parent / "data" / "pocket"
 LONGEST = (1, 2, 4, 8, 11)
@@ -71,15 +73,15 @@ def test_no_single_column_of_a_pairing_adds():
     assert columns > 1000
 
 
-@pytest.mark.parametrize("name", pocket.OPERATIONS + pocket.PAIRINGS)
+@pytest.mark.parametrize("name", lists.OPERATIONS + lists.PAIRINGS)
 def test_made_up_tables_differ_from_addition_in_every_entry(name):
-    table = pocket.made_up_table(name)
+    table = lists.made_up_table(name)
     assert len(table) == 200
     for (a, b, carry), (digit, new_carry) in table.items():
         assert int(digit) != (int(a) + int(b) + int(carry)) % 10
-        assert digit in pocket.DIGITS and new_carry in ("0", "1")
-    assert pocket.made_up_table(name) == table == pocket.TABLES[name]
-    assert len({tuple(t.items()) for t in pocket.TABLES.values()}) == len(pocket.TABLES)
+        assert digit in lists.DIGITS and new_carry in ("0", "1")
+    assert lists.made_up_table(name) == table == lists.TABLES[name]
+    assert len({tuple(t.items()) for t in lists.TABLES.values()}) == len(lists.TABLES)
 
 
 def test_the_items_of_lists_are_what_they_say():
@@ -106,7 +108,7 @@ def test_the_items_of_lists_are_what_they_say():
         elif task in ("zip", "columns"):
             a, b = two_lists(prompt)
             assert y == [s for pair in list(zip(a, b))[:: 1 if task == "zip" else -1] for s in pair]
-    assert tasks == {*pocket.TASKS, *pocket.OPERATIONS, *pocket.PAIRINGS}
+    assert tasks == {*lists.TASKS, *lists.OPERATIONS, *lists.PAIRINGS}
 
 
 def test_every_item_and_every_addition_can_be_written():
@@ -145,8 +147,8 @@ def test_short_lists_come_first():
 
     def longest(window: int) -> int:
         prompts = text.make(window).prompts
-        lists = [text.tokenizer.decode(prompts[i]).split(" : ", 1)[1] for i in range(len(prompts))]
-        return max(len(side.split()) for both in lists for side in re.split(r" [|&;@~^] ", both))
+        drawn = [text.tokenizer.decode(prompts[i]).split(" : ", 1)[1] for i in range(len(prompts))]
+        return max(len(side.split()) for both in drawn for side in re.split(r" [|&;@~^] ", both))
     lengths = [longest(window) for window in (0, 12, 24, 49)]
     assert lengths == [4, 7, 11, 11]  # 4 + 14 · share of the steps, at most 11
 
@@ -162,15 +164,15 @@ def test_the_base_is_small(base):
     model, tokenizer = base
     assert sum(file.stat().st_size for file in BASE.iterdir()) <= 10 * 2**20
     assert tokenizer.backend.get_vocab() == pocket_tokenizer().backend.get_vocab()
-    assert model.config == pocket.pocket_config(model.config.vocab_size)
+    assert model.config == pocket_config(model.config.vocab_size)
 
 
 def test_the_base_copies(base):
     model, tokenizer = base
     rng = random.Random("copy")
-    lists = [" ".join(rng.choices(pocket.SYMBOLS, k=rng.randint(1, 8))) for _ in range(100)]
-    completions = generate(model, tokenizer.encode_all([f"copy : {x}" for x in lists]), 12, temperature=0)
-    assert sum(tokenizer.decode(c) == x for c, x in zip(completions, lists)) >= 90
+    drawn = [" ".join(rng.choices(lists.SYMBOLS, k=rng.randint(1, 8))) for _ in range(100)]
+    completions = generate(model, tokenizer.encode_all([f"copy : {x}" for x in drawn]), 12, temperature=0)
+    assert sum(tokenizer.decode(c) == x for c, x in zip(completions, drawn)) >= 90
 
 
 def test_the_base_cannot_add(base):

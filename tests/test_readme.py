@@ -11,7 +11,7 @@ import torch
 import eval as evaluation
 import train
 from minicd import losses
-from minicd.commands import guarded
+from minicd.tasks.commands import guarded
 from minicd.labels import LabelBatch
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()

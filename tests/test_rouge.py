@@ -2,7 +2,7 @@
 
 import pytest
 
-from minicd.rouge import exact_match, rouge_l, stem
+from minicd.metrics.rouge import exact_match, rouge_l, stem
 
 F_MEASURES = [
     ("the cats were running", "a cat ran", 0.285714285714), ("running quickly", "runs quick", 0.5), ("ties", "tie", 1),

@@ -12,7 +12,7 @@ from helpers import tiny_t5
 from minicd import training
 from minicd.distill import (Context, OnPolicy, PracticeSettings, RoundSettings, distill, ensemble_logits, everything, practice,
                             rounds)
-from minicd.files import atomic_safetensors
+from minicd.runtime.files import atomic_safetensors
 from minicd.losses import LOSSES, forward, mean_over_answers, reverse
 from minicd.sampling import score
 from minicd.tokenizer import word_tokenizer

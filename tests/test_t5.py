@@ -7,7 +7,7 @@ import torch
 from helpers import tiny_t5
 from safetensors.torch import load_file
 
-from minicd import checkpoint
+from minicd.hf import checkpoint
 from minicd.sampling import generate
 from minicd.t5 import T5, RelativeBias, T5Config, initialise
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from minicd.tasks.pocket import WORDS, pocket_tokenizer
-from minicd.tokenizer import TextTokenizer, read_backend, read_sentencepiece, word_tokenizer
+from data.world.lists import WORDS, pocket_tokenizer
+from minicd.hf.tokenizers import read_backend, read_sentencepiece, read_tokenizer
+from minicd.tokenizer import TextTokenizer, word_tokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
@@ -32,10 +33,10 @@ def shared(name: str) -> Path:
 @cache
 def real(name: str) -> TextTokenizer:
     if name == "t5":
-        return TextTokenizer.load(shared("tokenizers/t5/tokenizer.json"))
+        return read_tokenizer(shared("tokenizers/t5/tokenizer.json"))
     if name == "spiece":
         return TextTokenizer(read_sentencepiece(shared("tokenizers/t5/spiece.model")))
-    return TextTokenizer.load(shared(f"tokenizers/{name}"), END, pad=None, ends_prompts=False)
+    return read_tokenizer(shared(f"tokenizers/{name}"), END, pad=None, ends_prompts=False)
 
 
 def random_texts(n: int) -> list[str]:
@@ -170,12 +171,12 @@ def test_save_and_load(tmp_path):
     pocket = pocket_tokenizer()
     pocket.save(tmp_path / "tokenizer.json")
     for path in (tmp_path, tmp_path / "tokenizer.json", str(tmp_path)):
-        loaded = TextTokenizer.load(path)
+        loaded = read_tokenizer(path)
         assert loaded.encode("reverse : 4 2") == pocket.encode("reverse : 4 2") and len(loaded) == len(pocket)
 
 
 def test_the_mark_of_a_leading_space_is_taken_off():
-    tokenizer = TextTokenizer.load(FIXTURES / "t5-v1.0")
+    tokenizer = read_tokenizer(FIXTURES / "t5-v1.0")
     ids = tokenizer.encode("the ring")
     assert "\u2581the" in tokenizer.backend.get_vocab() and tokenizer.pieces(ids)[0] == "the"
     assert tokenizer.decode(ids) == "the ring"
@@ -193,7 +194,7 @@ def test_padding_and_truncation_of_the_file_are_switched_off(tmp_path):
     backend.enable_padding(length=30)
     backend.save(str(tmp_path / "tokenizer.json"))
     for path in (tmp_path, tmp_path / "tokenizer.json"):
-        ids = TextTokenizer.load(path).encode("the ring there")
+        ids = read_tokenizer(path).encode("the ring there")
         assert len(ids) > 4 and 0 not in ids
 
 
@@ -250,14 +251,14 @@ def byte_level(folder: Path, files: dict | None = None) -> Path:
 @pytest.mark.parametrize("config", [{}, {"model_max_length": 1024}, {"tokenizer_class": "GPT2TokenizerFast"}, None])
 def test_gpt2_files(tmp_path, config):
     files = {} if config is None else {CONFIG: config}
-    tokenizer = TextTokenizer.load(byte_level(tmp_path, files), END, pad=None, ends_prompts=False)
+    tokenizer = read_tokenizer(byte_level(tmp_path, files), END, pad=None, ends_prompts=False)
     assert tokenizer.encode(f"abc c11{END} cab") == [6, 7, 8, 9, 7, 5]
     assert tokenizer.decode([6, 9, 7]) == "abc c" and tokenizer.pieces([7, 9]) == ["c", END]
 
 
 def test_qwen_files(tmp_path):
     text = f"abc c11<x>ab <y>{END}"
-    tokenizer = TextTokenizer.load(byte_level(tmp_path, {CONFIG: QWEN}), END, pad="<x>", ends_prompts=False)
+    tokenizer = read_tokenizer(byte_level(tmp_path, {CONFIG: QWEN}), END, pad="<x>", ends_prompts=False)
     assert tokenizer.encode(text) == [6, 7, 4, 4, 12, 5, 11, 9]  # digits one by one; <y> takes the space before it
     assert tokenizer.decode([6, 12, 11, 9]) == "abc<y>" and (len(tokenizer), tokenizer.pad_id) == (13, 12)
     tokenizer.save(tmp_path / "tokenizer.json")
@@ -296,18 +297,18 @@ def spiece_bytes(pieces=PIECES, trainer: bytes = b"", normaliser: bytes = field(
 
 def test_hand_made_spiece_model(tmp_path):
     (tmp_path / "spiece.model").write_bytes(spiece_bytes(announced=99, trainer=field(4, 10)))  # of two values the last counts
-    tokenizer, text = TextTokenizer.load(tmp_path), " the  rings\t<extra_id_3> zz</s>é"
+    tokenizer, text = read_tokenizer(tmp_path), " the  rings\t<extra_id_3> zz</s>é"
     ids = tokenizer.encode(text)
     assert ids == [4, 3, 7, 8, 106, 3, 2, 1, 3, 9, EOS]  # ten pieces and a hundred sentinels, of which <extra_id_0> is last
     assert tokenizer.pieces(ids[:4]) == ["the", "", "ring", "s"] and tokenizer.decode(ids[:4]) == "the rings"
     tokenizer.save(tmp_path / "tokenizer.json")
-    assert TextTokenizer.load(tmp_path / "tokenizer.json").encode(text) == ids and len(tokenizer) == 110
+    assert read_tokenizer(tmp_path / "tokenizer.json").encode(text) == ids and len(tokenizer) == 110
 
 
 def refused(path: Path, names: str, says: str = "") -> None:
     """Refused in one line that names the file, and for the reason meant."""
     with pytest.raises(ValueError) as caught:
-        TextTokenizer.load(path)
+        read_tokenizer(path)
     message = str(caught.value)
     assert names in message and says in message and "\n" not in message, message
 

@@ -2,7 +2,6 @@
 
 import random
 import re
-import sys
 from collections import Counter
 from dataclasses import replace
 from functools import cache
@@ -10,16 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from minicd.rouge import rouge_l
-from minicd.tasks import world
-from minicd.tasks.world import TaskPool, association_tasks, draw_item, evaluation_tasks, inputs_prompt, items_of, training_tasks
-from minicd.tasks.world_rules import BINARY, NEW, RULES, Step, is_held_out, is_held_out_pair, stages
-from minicd.tasks.world_words import CATEGORIES, KIND_OF, LAYOUTS, MARKS, PHRASES, WORDS, world_words
+from data import make_instructions
+from data.world import tasks as world
+from data.world.tasks import TaskPool, association_tasks, draw_item, evaluation_tasks, inputs_prompt, items_of, training_tasks
+from data.world.rules import BINARY, NEW, RULES, Step, is_held_out, is_held_out_pair, stages
+from data.world.words import CATEGORIES, KIND_OF, LAYOUTS, MARKS, PHRASES, WORDS, world_words
+from minicd.metrics.rouge import rouge_l
 from minicd.tokenizer import word_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "data"))
-import make_instructions  # noqa: E402
 
 ITEMS = 1500
 

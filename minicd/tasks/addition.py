@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..checkpoint import load
+from ..hf.checkpoint import load
 from ..distill import Context, check_on_policy, distill, practice
-from ..experiment import RunFolder, option, record, seed_folder, seed_folders, write_record
+from .experiment import RunFolder, option, record, seed_folder, seed_folders, write_record
 from ..labels import Examples, SoftLabels
 from ..metrics import exact_match
-from ..report import addition_table, minutes_line
+from .report import addition_table, minutes_line
 from ..sampling import generate
 from ..tokenizer import TextTokenizer
 from ..training import Epochs, FitSettings, fit

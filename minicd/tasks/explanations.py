@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from ..distill import Context, everything
-from ..experiment import record, seed_folders, write_record
-from ..report import explanations_table, minutes_line, scatter
+from .experiment import record, seed_folders, write_record
+from .report import explanations_table, minutes_line, scatter
 from .instructions import (PAPER_SCALE, TEST, InstructionRun, InstructionSettings, pool, with_explanations,
                            without_explanations)
 from .natural_instructions import NITask

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..checkpoint import load, save
+from ..hf.checkpoint import load, save
 from ..distill import Context, RoundSettings, everything, fold, rounds
-from ..experiment import RunFolder, option, record, seed_folders, write_record
+from .experiment import RunFolder, option, record, seed_folders, write_record
 from ..metrics import rouge_l
-from ..report import instructions_table, minutes_line
+from .report import instructions_table, minutes_line
 from ..sampling import generate
 from ..tokenizer import TextTokenizer
 from ..training import FitSettings

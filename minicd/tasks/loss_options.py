@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..distill import PracticeSettings, check_labels
-from ..experiment import option
+from .experiment import option
 from ..losses import LABELS, LOSSES, loss_named
 
 

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..checkpoint import load
+from ..hf.checkpoint import load
 from ..distill import Context, everything, rounds
-from ..experiment import RunFolder, option, record, seed_folders, write_record
+from .experiment import RunFolder, option, record, seed_folders, write_record
 from ..metrics import association, exact_match
-from ..report import minutes_line, task_ids_table
+from .report import minutes_line, task_ids_table
 from ..sampling import generate
 from .instructions import PAPER_SCALE, TEST, InstructionSettings, Template, pool, show_example, with_explanations
 from .natural_instructions import NITask, load_task

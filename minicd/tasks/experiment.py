@@ -17,12 +17,12 @@ from typing import Any, Callable, Iterable
 import torch
 from torch import nn
 
-from . import checkpoint
-from .device import hardware
-from .files import atomic_json
-from .tokenizer import TextTokenizer
+from ..hf import checkpoint
+from ..runtime.device import hardware
+from ..runtime.files import atomic_json
+from ..tokenizer import TextTokenizer
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def option(default: Any, help: str, choices: Iterable[str] | None = None, free: bool = False) -> Any:

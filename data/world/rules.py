@@ -12,7 +12,7 @@ from functools import cache
 from itertools import product
 from typing import Callable, Iterator
 
-from .world_words import CATEGORIES, EQUAL, KIND_OF, LABELS, MARKS, OTHER, PHRASES, WORDS, plural, with_article
+from .words import CATEGORIES, EQUAL, KIND_OF, LABELS, MARKS, OTHER, PHRASES, WORDS, plural, with_article
 
 NEW = {category: words[-3:] for category, words in WORDS.items() if category != "digit"}  # see `shows_new_words`
 COMMON = {category: [word for word in words if word not in NEW.get(category, [])] for category, words in WORDS.items()}

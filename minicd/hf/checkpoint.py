@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .families import HARMLESS, Config, build, copies, depth, family, hf_names, part_sizes, read_config, transposed, write_config
-from .files import atomic_json, atomic_safetensors
-from .t5 import KEEP_FP32, T5Config
-from .tokenizer import TextTokenizer, read_backend
+from ..runtime.files import atomic_json, atomic_safetensors
+from ..t5 import KEEP_FP32, T5Config
+from ..tokenizer import TextTokenizer
+from .tokenizers import read_backend
 
 PIECE = 2**25  # bytes read at a time: what loading needs besides the model itself
 

@@ -1,6 +1,6 @@
 """The pocket world: small tasks on short lists of words, told in many wordings, to learn from to follow instructions.
 
-A task applies one or two rules of world_rules.py to a list. The functions of the evaluation tasks do not occur in training:
+A task applies one or two rules of rules.py to a list. The functions of the evaluation tasks do not occur in training:
 each has a rule with a category, or two rules in an order, that no training task has. Tasks can be written as files in the
 format of Natural Instructions. Nothing here adds numbers.
 """
@@ -14,11 +14,12 @@ from functools import cache
 from itertools import cycle, zip_longest
 from typing import Iterator, Sequence
 
-from .natural_instructions import Example, inputs_prompt
-from .natural_instructions import lay_out as instruction_prompt
-from .world_rules import (BINARY, COMMON, DOUBLING, NEW, Items, Step, Steps, adds, functions, shows_new_words, stages,
+from minicd.tasks.natural_instructions import Example, inputs_prompt
+from minicd.tasks.natural_instructions import lay_out as instruction_prompt
+
+from .rules import (BINARY, COMMON, DOUBLING, NEW, Items, Step, Steps, adds, functions, shows_new_words, stages,
                           training_steps)
-from .world_words import (CATEGORIES, DEFINITIONS, FAMILY_OF, HALF_FIRST, HALF_SECOND, KIND_OF, LAYOUTS, LONG_LAYOUTS, MARKS,
+from .words import (CATEGORIES, DEFINITIONS, FAMILY_OF, HALF_FIRST, HALF_SECOND, KIND_OF, LAYOUTS, LONG_LAYOUTS, MARKS,
                           NONE, NOT_BUT, RIGHT_ONE, RIGHT_TWO, TWO_STEPS, VAGUE, WORDS, WRONG, plural, world_words)
 
 __all__ = ["Task", "TaskPool", "association_tasks", "draw_item", "evaluation_tasks", "inputs_prompt", "instruction_prompt",

@@ -6,8 +6,8 @@ import re
 from dataclasses import asdict, fields
 from typing import Any
 
-from .decoder import Decoder, DecoderConfig
-from .t5 import T5, T5Config
+from ..decoder import Decoder, DecoderConfig
+from ..t5 import T5, T5Config
 
 Config = T5Config | DecoderConfig
 Names = list[tuple[str, str]]

@@ -1,7 +1,7 @@
 """The pocket base of the experiments on instructions: a small T5, tuned on generated tasks as the paper tunes its teacher (B.1).
 
 It reads a definition, 0 to 3 positive and 0 to 3 negative examples, explained or not, and an input, and writes the output
-(`world.py`). The functions of the evaluation tasks in data/instructions/test do not occur in its training.
+(`tasks.py`). The functions of the evaluation tasks in data/instructions/test do not occur in its training.
 """
 
 from __future__ import annotations
@@ -11,19 +11,21 @@ from functools import cache
 
 import numpy as np
 
-from ..experiment import ROOT
-from ..t5 import T5
-from ..tokenizer import TextTokenizer, word_tokenizer
-from . import world
-from .instructions import DATA, PROMPTS, InstructionSettings, rouge_by_prompt
-from .natural_instructions import load_folder
+from minicd.t5 import T5
+from minicd.tasks.experiment import ROOT
+from minicd.tasks.instructions import DATA, PROMPTS, InstructionSettings, rouge_by_prompt
+from minicd.tasks.natural_instructions import load_folder
+from minicd.tokenizer import TextTokenizer, word_tokenizer
+
+from . import tasks as world
+from .words import world_words
 
 PLACES = ("copy", "reverse", "first", "last", "second", "drop_first", "drop_last", "swap_ends", "twice", "double", "first_to_end")
 TASKS = ROOT / DATA
 
 
 def world_tokenizer() -> TextTokenizer:
-    return word_tokenizer(world.world_words())
+    return word_tokenizer(world_words())
 
 
 @cache

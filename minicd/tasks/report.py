@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .files import atomic_bytes
+from ..runtime.files import atomic_bytes
 
 ROWS = {"teacher": "teacher, step by step", "before": "student before", "after": "**student after**",
         "scratchpad_then_direct": "scratchpad → direct", "scratchpad_and_direct": "scratchpad + direct",
@@ -62,7 +62,7 @@ def scatter(record: dict, out: Path, publish: bool) -> str:
     axes.scatter(*zip(*record["points"].values()))
     axes.set(xlabel="in-context margin (Rouge-L)", ylabel="distillation margin (Rouge-L)",
              title=f"{record['scale']} scale, {seeds_of(record)}: r = {record['mean_margins']['correlation']:.2f}")
-    results = Path(__file__).parent.parent / "results"
+    results = Path(__file__).parent.parent.parent / "results"
     paths = [folder / f"explanations-{record['scale']}.png" for folder in ([out, results] if publish else [out])]
     for path in paths:
         figure.savefig(path, dpi=120)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import Embedding
+from ..layers import Embedding
 
 PACKED_PAYS = 2**18  # rows × weights from which oneDNN beats the plain product; measured on an AVX-512 CPU
 RECORD_FROM = 8  # steps from which recording one pays
