@@ -37,7 +37,7 @@ from bench.records import parsed, publish
 from minicd.tasks.commands import Parser, count, guarded
 from minicd.distill import PracticeSettings, soft_labels
 from minicd.labels import Examples, LabelBatch, Ragged, SoftLabels
-from minicd.losses import LABELS, LOSSES, mean_over_answers
+from minicd.losses import LOSSES, label_kind, mean_over_answers
 
 NAMES = {32128: "T5", 151936: "Qwen3"}  # models with the vocabularies that are measured unless others are asked for
 SHAPE = (4, 32)  # answers and their tokens
@@ -88,7 +88,7 @@ def stored(labels: SoftLabels) -> float:
 def sparse(name: str, made: dict[str, SoftLabels], tokens: Tensor) -> tuple[Callable, int]:
     """A loss of losses.py with its kind of label: a function of the logits [B, T, V], and the bytes of the label."""
     hard = SoftLabels.one_hot(tokens.flatten().cpu())
-    labels = batch(hard if name == "hard" else made[LABELS.get(name, "sampled")], tokens)
+    labels = batch(hard if name == "hard" else made[label_kind(name)], tokens)
     return lambda z: mean_over_answers(LOSSES[name](z, labels), labels.mask), sum(t.nbytes for t in vars(labels).values())
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import Embedding, KeyValues, RMSNorm, attend, check_fields
+from .layers import Embedding, KVCache, RMSNorm, attend
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "gelu_new": partial(F.gelu, approximate="tanh")}
 ACTIVATIONS["gelu_pytorch_tanh"] = ACTIVATIONS["gelu_new"]
@@ -26,12 +26,12 @@ class DecoderConfig:
 
     family: str  # model_type in config.json
     vocab_size: int
-    width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    ff_size: int
+    d_model: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    d_kv: int
+    d_ff: int
     max_positions: int  # most tokens of prompt and answer together
     positions: str  # learned, sinusoidal or rotary
     norm: str  # layer or rms
@@ -42,7 +42,7 @@ class DecoderConfig:
     ff_bias: bool
     qk_norm: bool  # RMS norm of each head's queries and keys
     tie_word_embeddings: bool
-    epsilon: float
+    layer_norm_epsilon: float
     embedding_scale: float = 1.0
     dropout_rate: float = 0.0
     rope_theta: float = 10000.0
@@ -53,13 +53,12 @@ class DecoderConfig:
     source: dict = field(default_factory=dict)  # config.json as it was read
 
     def __post_init__(self) -> None:
-        check_fields(self)
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation {self.activation!r} is unknown; known: {', '.join(ACTIVATIONS)}")
-        if self.kv_heads < 1 or self.heads % self.kv_heads:
-            raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} key heads evenly")
-        if self.positions == "rotary" and self.head_size % 2:
-            raise ValueError(f"rotary positions need an even head size, not {self.head_size}")
+        if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
+            raise ValueError(f"{self.num_heads} heads cannot share {self.num_kv_heads} key heads evenly")
+        if self.positions == "rotary" and self.d_kv % 2:
+            raise ValueError(f"rotary positions need an even head size, not {self.d_kv}")
 
 
 class Attention(nn.Module):
@@ -67,12 +66,12 @@ class Attention(nn.Module):
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
-        self.heads, self.kv_heads, self.head_size = config.heads, config.kv_heads, config.head_size
-        self.qkv = nn.Linear(config.width, (config.heads + 2 * config.kv_heads) * config.head_size, bias=config.qkv_bias)
-        self.o = nn.Linear(config.heads * config.head_size, config.width, bias=config.o_bias)
+        self.heads, self.kv_heads, self.head_size = config.num_heads, config.num_kv_heads, config.d_kv
+        self.qkv = nn.Linear(config.d_model, (config.num_heads + 2 * config.num_kv_heads) * config.d_kv, bias=config.qkv_bias)
+        self.o = nn.Linear(config.num_heads * config.d_kv, config.d_model, bias=config.o_bias)
         self.qk_norm = config.qk_norm
         if config.qk_norm:
-            self.q_norm, self.k_norm = (RMSNorm(config.head_size, config.epsilon) for _ in range(2))
+            self.q_norm, self.k_norm = (RMSNorm(config.d_kv, config.layer_norm_epsilon) for _ in range(2))
 
     def forward(self, x: Tensor, bias: Tensor, rotation, store) -> Tensor:
         """x [B, T, width]; `store` takes new keys and values [B, kv_heads, T, d] and returns those to look at."""
@@ -94,8 +93,8 @@ class FeedForward(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.gated, self.activation = config.gated, ACTIVATIONS[config.activation]
-        self.wi = nn.Linear(config.width, config.ff_size * (2 if config.gated else 1), bias=config.ff_bias)
-        self.wo = nn.Linear(config.ff_size, config.width, bias=config.ff_bias)
+        self.wi = nn.Linear(config.d_model, config.d_ff * (2 if config.gated else 1), bias=config.ff_bias)
+        self.wo = nn.Linear(config.d_ff, config.d_model, bias=config.ff_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.gated:
@@ -119,12 +118,12 @@ class Block(nn.Module):
 
 
 def norm(config: DecoderConfig) -> nn.Module:
-    return (RMSNorm if config.norm == "rms" else nn.LayerNorm)(config.width, config.epsilon)
+    return (RMSNorm if config.norm == "rms" else nn.LayerNorm)(config.d_model, config.layer_norm_epsilon)
 
 
 def frequencies(config: DecoderConfig, device: torch.device) -> Tensor:
     """Radians per position of each pair of dimensions [d / 2] (Su et al., 2021), slowed down where the config says so."""
-    exponent = torch.arange(0, config.head_size, 2, device=device).float() / config.head_size
+    exponent = torch.arange(0, config.d_kv, 2, device=device).float() / config.d_kv
     frequency, scaling = config.rope_theta**-exponent, config.rope_scaling
     if scaling.get("rope_type") == "linear":
         return frequency / scaling["factor"]
@@ -156,31 +155,30 @@ def sinusoids(positions: Tensor, width: int) -> Tensor:
     return F.pad(torch.cat([angle.sin(), angle.cos()], dim=-1), (0, width % 2))
 
 
-class Cache(KeyValues):
+class Cache(KVCache):
     """Keys and values of prompt and answer, how much padding each row begins with, and a mask that hides it."""
 
     def __init__(self, layers: int, like: Tensor, length: int, padding: Tensor):
         super().__init__(layers, like, length)
         self.padding = padding  # [B]
-        self.first_logits: Tensor | None = None  # [B, V], what follows the prompt
         self.slots = torch.arange(length, device=padding.device)
-        self.bias = hide(self.slots >= padding[:, None])[:, None, None]  # [B, 1, 1, length]
+        self.bias = mask_bias(self.slots >= padding[:, None])[:, None, None]  # [B, 1, 1, length]
 
     def step_bias(self) -> Tensor:
-        if self.clock is not None:
-            return self.bias + hide(self.slots <= self.clock)
-        return self.bias[..., : self.end] + hide(self.slots[: self.end] <= self.position)
+        if self.cache_position is not None:
+            return self.bias + mask_bias(self.slots <= self.cache_position)
+        return self.bias[..., : self.end] + mask_bias(self.slots[: self.end] <= self.position)
 
     def step_positions(self) -> Tensor:
         """[B, 1]"""
-        return ((self.position if self.clock is None else self.clock) - self.padding)[:, None]
+        return ((self.position if self.cache_position is None else self.cache_position) - self.padding)[:, None]
 
     def keep(self, rows: Tensor) -> None:
         super().keep(rows)
-        self.padding, self.bias, self.first_logits = self.padding[rows], self.bias[rows], self.first_logits[rows]
+        self.padding, self.bias = self.padding[rows], self.bias[rows]
 
 
-def hide(visible: Tensor) -> Tensor:
+def mask_bias(visible: Tensor) -> Tensor:
     """0 where `visible`, -inf elsewhere."""
     return torch.zeros(visible.shape, device=visible.device).masked_fill(~visible, -torch.inf)
 
@@ -191,14 +189,14 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.config = config
-        self.tokens = Embedding(config.vocab_size, config.width)
+        self.tokens = Embedding(config.vocab_size, config.d_model)
         if config.positions == "learned":
-            self.positions = Embedding(config.max_positions, config.width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+            self.positions = Embedding(config.max_positions, config.d_model)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = norm(config)
         self.dropout = nn.Dropout(config.dropout_rate)
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
+            self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
 
     def forward(self, prompts: Tensor, answers: Tensor) -> Tensor:
         """Teacher-forced logits [B, T, V]; logits[:, t] predicts answers[:, t] from the prompt and answers[:, :t].
@@ -206,7 +204,7 @@ class Decoder(nn.Module):
         Raises ValueError where a prompt and its answer are longer than the model's positions.
         """
         self.check_length(prompts, answers)
-        prompts, padding = to_the_right(prompts)
+        prompts, padding = left_pad(prompts)
         tokens = torch.cat([prompts, answers[:, :-1]], dim=1)
         x = self.run(tokens, padding, lambda layer, k, v: (k, v))
         return self.head(x[:, prompts.shape[1] - 1 :])
@@ -222,7 +220,7 @@ class Decoder(nn.Module):
         slots = torch.arange(tokens.shape[1], device=tokens.device)
         visible = (slots[None, :] <= slots[:, None]) & (slots >= padding[:, None])[:, None, None]
         itself = torch.eye(len(slots), dtype=torch.bool, device=tokens.device)
-        bias = hide(visible | itself)  # padding sees itself, or its softmax would be 0/0
+        bias = mask_bias(visible | itself)  # padding sees itself, or its softmax would be 0/0
         x, rotation = self.embed(tokens, (slots - padding[:, None]).clamp(0, self.config.max_positions - 1))
         for layer, block in enumerate(self.blocks):
             x = block(x, bias, rotation, partial(store, layer))
@@ -237,7 +235,7 @@ class Decoder(nn.Module):
         if config.positions == "learned":
             x = x + self.positions(positions)
         elif config.positions == "sinusoidal":
-            x = x + sinusoids(positions, config.width).to(x.dtype)
+            x = x + sinusoids(positions, config.d_model).to(x.dtype)
         else:
             rotation = rotations(positions[:, None], config)
         return self.dropout(x), rotation
@@ -246,14 +244,14 @@ class Decoder(nn.Module):
         x = self.norm(x)
         return self.tokens.head(x) if self.config.tie_word_embeddings else self.lm_head(x)
 
-    def prefill(self, prompts: Tensor, max_new_tokens: int) -> Cache:
-        """Read prompts [B, S] and make a cache with room for max_new_tokens steps.
+    def prefill(self, prompts: Tensor, max_new_tokens: int) -> tuple[Tensor, Cache]:
+        """Read prompts [B, S] → logits [B, V] of the first token, and a cache with room for max_new_tokens steps.
 
         Raises ValueError where these are more than the model has positions.
         """
         self.check_length(prompts, prompts.new_zeros(len(prompts), max_new_tokens))
-        prompts, padding = to_the_right(prompts)
-        like = self.tokens.weight.new_empty(len(prompts), self.config.kv_heads, 1, self.config.head_size)
+        prompts, padding = left_pad(prompts)
+        like = self.tokens.weight.new_empty(len(prompts), self.config.num_kv_heads, 1, self.config.d_kv)
         if torch.is_autocast_enabled(like.device.type):
             like = like.to(torch.get_autocast_dtype(like.device.type))
         cache = Cache(len(self.blocks), like, prompts.shape[1] + max_new_tokens, padding)
@@ -262,14 +260,12 @@ class Decoder(nn.Module):
             cache.fill(layer, k, v)
             return k, v
 
-        cache.first_logits = self.head(self.run(prompts, padding, store)[:, -1])
+        logits = self.head(self.run(prompts, padding, store)[:, -1])
         cache.position = prompts.shape[1]
-        return cache
+        return logits, cache
 
-    def step(self, tokens: Tensor | None, cache: Cache) -> Tensor:
-        """Tokens [B] chosen last (None at the start) → next-token logits [B, V]; the cache moves on by one."""
-        if tokens is None:
-            return cache.first_logits
+    def step(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """Tokens [B] chosen last → next-token logits [B, V]; the cache moves on by one."""
         x, rotation = self.embed(tokens[:, None], cache.step_positions())
         bias = cache.step_bias()
         for layer, block in enumerate(self.blocks):
@@ -278,7 +274,7 @@ class Decoder(nn.Module):
         return self.head(x[:, 0])
 
 
-def to_the_right(prompts: Tensor) -> tuple[Tensor, Tensor]:
+def left_pad(prompts: Tensor) -> tuple[Tensor, Tensor]:
     """Move prompts [B, S] to the right end, next to their answers; also returns the padding [B] that each row begins with."""
     padding = (prompts < 0).sum(1)
     index = torch.arange(prompts.shape[1], device=prompts.device) - padding[:, None]

@@ -26,9 +26,13 @@ class Ragged:
     starts: Tensor  # [rows + 1] int64
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[int]]) -> Ragged:
+    def of(cls, rows: Sequence[Sequence[int]], dtype: torch.dtype = torch.int32) -> Ragged:
         lengths = torch.tensor([0] + [len(row) for row in rows])
-        return cls(torch.tensor([v for row in rows for v in row], dtype=torch.int32), lengths.cumsum(0))
+        return cls(torch.tensor([v for row in rows for v in row], dtype=dtype), lengths.cumsum(0))
+
+    @classmethod
+    def of_texts(cls, texts: Sequence[str]) -> Ragged:
+        return cls.of([text.encode() for text in texts], torch.uint8)
 
     @classmethod
     def join(cls, parts: Sequence[Ragged]) -> Ragged:
@@ -115,12 +119,15 @@ class SoftLabels:
     def join(cls, parts: Sequence[SoftLabels]) -> SoftLabels:
         return cls(Ragged.join([part.ids for part in parts]), torch.cat([part.weights for part in parts]))
 
-    def take(self, rows: Tensor) -> SoftLabels:
-        """The labels of these rows [R], in this order."""
-        entries, real = self.ids.positions(rows)
-        entries = entries[real]
-        starts = torch.cat([torch.zeros(1, dtype=torch.int64), self.ids.lengths[rows].cumsum(0)])
-        return SoftLabels(Ragged(self.ids.values[entries], starts), self.weights[entries])
+    def split(self, lengths: Sequence[int]) -> list[SoftLabels]:
+        """The labels of consecutive positions: as many as `lengths` says, in turn."""
+        ends = torch.tensor([0, *lengths]).cumsum(0)
+        parts = []
+        for first, last in zip(ends[:-1].tolist(), ends[1:].tolist()):
+            starts = self.ids.starts[first : last + 1]
+            entries = slice(int(starts[0]), int(starts[-1]))
+            parts.append(SoftLabels(Ragged(self.ids.values[entries], starts - starts[0]), self.weights[entries]))
+        return parts
 
     def padded(self, positions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Positions [B, T] and which are real → ids [B, T, K] and probabilities [B, T, K]."""
@@ -140,6 +147,7 @@ class Examples:
     prompts: Ragged
     answers: Ragged
     labels: SoftLabels  # one row per token of answers.values
+    inputs: Ragged | None = None  # the raw inputs x of practice, as UTF-8; None where they are not known
 
     @classmethod
     def hard(cls, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Examples:
@@ -149,11 +157,18 @@ class Examples:
 
     @classmethod
     def join(cls, parts: Sequence[Examples]) -> Examples:
+        inputs = None if any(p.inputs is None for p in parts) else Ragged.join([p.inputs for p in parts])
         return cls(Ragged.join([p.prompts for p in parts]), Ragged.join([p.answers for p in parts]),
-                   SoftLabels.join([p.labels for p in parts]))
+                   SoftLabels.join([p.labels for p in parts]), inputs)
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    def input(self, i: int) -> str:
+        """The raw input x of row i. Raises ValueError where the practice set is of a time that did not keep it."""
+        if self.inputs is None:
+            raise ValueError("these examples do not hold their raw inputs")
+        return bytes(self.inputs[i]).decode()
 
     def batch(self, rows: Tensor, pad: int = 0) -> tuple[Tensor, LabelBatch]:
         """Rows [B] → prompts [B, S], padded with `pad`, and labels of their answers, padded with zeros that the mask hides."""
@@ -168,6 +183,8 @@ class Examples:
                    "answers.values": self.answers.values, "answers.starts": self.answers.starts,
                    "labels.ids": self.labels.ids.values, "labels.starts": self.labels.ids.starts,
                    "labels.weights": self.labels.weights}
+        if self.inputs is not None:
+            tensors |= {"inputs.values": self.inputs.values, "inputs.starts": self.inputs.starts}
         atomic_safetensors(path, tensors, metadata)
 
     @classmethod
@@ -175,8 +192,9 @@ class Examples:
         """Raises ValueError where the file is damaged or not a practice set."""
         try:
             t = load_file(path)
+            inputs = Ragged(t["inputs.values"], t["inputs.starts"]) if "inputs.values" in t else None
             return cls(Ragged(t["prompts.values"], t["prompts.starts"]), Ragged(t["answers.values"], t["answers.starts"]),
-                       SoftLabels(Ragged(t["labels.ids"], t["labels.starts"]), t["labels.weights"]))
+                       SoftLabels(Ragged(t["labels.ids"], t["labels.starts"]), t["labels.weights"]), inputs)
         except (SafetensorError, KeyError) as error:
             raise ValueError(f"{path} is damaged, or not a practice set ({error}); delete it to practise anew") from None
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 ROUNDED = 16  # steps between new lengths of attention
-KINDS = {"int": int, "int | None": int, "float": (int, float), "bool": bool, "str": str, "dict": dict, "tuple": tuple}
 
 
 class RMSNorm(nn.Module):
@@ -46,10 +43,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tenso
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=scale, enable_gqa=k.shape[1] != q.shape[1])
 
 
-class KeyValues:
+class KVCache:
     """The keys and values of all steps so far, in memory laid out once: for each layer two of [B, heads, length, d].
 
-    Either `position` is a number and `store` returns little more than what has been filled, or `clock` holds it on the device
+    Either `position` is a number and `store` returns little more than what has been filled, or `cache_position` holds it on the device
     and `store` returns the whole memory, so that a recorded step can be replayed. The mask must hide what is not filled.
     """
 
@@ -58,7 +55,7 @@ class KeyValues:
         batch, heads, _, size = like.shape
         self.memory = [laid_out(like.new_zeros(batch, heads, length, size) for _ in range(2)) for _ in range(layers)]
         self.position, self.length = 0, length
-        self.clock: Tensor | None = None  # [1]
+        self.cache_position: Tensor | None = None  # [1]
 
     def fill(self, layer: int, k: Tensor, v: Tensor) -> None:
         """Put the keys and values of a whole prompt at the beginning."""
@@ -68,8 +65,8 @@ class KeyValues:
     def store(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write one step's keys and values [B, heads, 1, d]; returns all that attention is to look at."""
         keys, values = self.memory[layer]
-        if self.clock is not None:
-            return keys.index_copy_(2, self.clock, k.to(keys.dtype)), values.index_copy_(2, self.clock, v.to(keys.dtype))
+        if self.cache_position is not None:
+            return keys.index_copy_(2, self.cache_position, k.to(keys.dtype)), values.index_copy_(2, self.cache_position, v.to(keys.dtype))
         t, end = self.position, self.end
         keys[:, :, t], values[:, :, t] = k[:, :, 0], v[:, :, 0]
         return keys[:, :, :end], values[:, :, :end]
@@ -81,8 +78,8 @@ class KeyValues:
 
     def advance(self) -> None:
         self.position += 1
-        if self.clock is not None:
-            self.clock += 1
+        if self.cache_position is not None:
+            self.cache_position += 1
 
     def keep(self, rows: Tensor) -> None:
         """Drop all but these rows [R] of the batch."""
@@ -100,12 +97,3 @@ def laid_out(keys_values) -> tuple[Tensor, Tensor]:
 def select(keys_values: tuple[Tensor, Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
     """These rows [R] of the batch, in the same layout."""
     return laid_out(x.index_select(0, rows) for x in keys_values)
-
-
-def check_fields(config) -> None:
-    """Raises ValueError where a field of the dataclass is of a wrong type, or a size is negative."""
-    for field in fields(config):
-        value = getattr(config, field.name)
-        wrong = not isinstance(value, KINDS[field.type]) or (isinstance(value, bool) and field.type != "bool")
-        if wrong or (field.type.startswith("int") and value < (-1 if field.name.endswith("_token_id") else 0)):
-            raise ValueError(f"{field.name} cannot be {value!r}")

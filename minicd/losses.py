@@ -6,7 +6,8 @@ and the student's is
     p_t = p_θ(· | T_student(x), f(y)_<t)     it sees the minimal prompt and the answer so far.
 
 Every loss here has one signature, `loss(logits, labels) -> [B, T]`, and is a few lines long. To change the method, add a
-function and name it in LOSSES; `train.py --loss NAME` then finds it. `labels` has, with K the widest label of the batch,
+function and name it in LOSSES, with the kind of label it needs; `train.py --loss NAME` then finds it. `labels` has, with K the
+widest label of the batch,
     tokens  [B, T]     the answer's tokens f(y)_t
     ids     [B, T, K]  the tokens that the soft label names
     weights [B, T, K]  their probabilities; zero where there are fewer than K
@@ -18,6 +19,7 @@ of the vocabulary is one more outcome, the tail, with the probability that remai
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import partial
 from typing import Callable
 
@@ -33,31 +35,32 @@ def empirical(logits: Tensor, labels) -> Tensor:
     q̂ is the empirical distribution of (by default) 100 tokens drawn from q, so the gradient is unbiased and no dense
     [B, T, V] target is ever built. logits [B, T, V] → [B, T] nats.
     """
-    named, norm = NamedAndNorm.apply(logits, labels.ids)
-    return norm - (labels.weights * named).sum(-1)
+    # z.logsumexp(-1) - (labels.weights * z.gather(-1, labels.ids)).sum(-1), whose gradient takes a quarter of the memory so:
+    z, logsumexp = GatherAndLogSumExp.apply(logits, labels.ids)
+    return logsumexp - (labels.weights * z).sum(-1)
 
 
 def hard(logits: Tensor, labels) -> Tensor:
     """Equation 1 as written: −log p(f(y)_t), the teacher's sampled token as the label. logits [B, T, V] → [B, T] nats."""
-    named, norm = NamedAndNorm.apply(logits, labels.tokens[..., None])
-    return norm - named[..., 0]
+    z, logsumexp = GatherAndLogSumExp.apply(logits, labels.tokens[..., None])
+    return logsumexp - z[..., 0]
 
 
 def forward(logits: Tensor, labels) -> Tensor:
     """KL(q ‖ p) = Σ_v q(v) (log q(v) − log p(v)), over the vocabulary or over the k most likely tokens and the tail."""
-    q, p = outcomes(logits, labels)
+    q, p = log_probs_with_tail(logits, labels)
     return kl(q, p)
 
 
 def reverse(logits: Tensor, labels) -> Tensor:
     """KL(p ‖ q) = Σ_v p(v) (log p(v) − log q(v)): to avoid what the teacher finds unlikely (Gu et al., 2024)."""
-    q, p = outcomes(logits, labels)
+    q, p = log_probs_with_tail(logits, labels)
     return kl(p, q)
 
 
 def jsd(logits: Tensor, labels, beta: float = 0.5) -> Tensor:
     """β KL(q ‖ m) + (1 − β) KL(p ‖ m) with m = β q + (1 − β) p (generalised Jensen-Shannon, Agarwal et al., 2024)."""
-    q, p = outcomes(logits, labels)
+    q, p = log_probs_with_tail(logits, labels)
     m = torch.logaddexp(q + math.log(beta), p + math.log(1 - beta))
     return beta * kl(q, m) + (1 - beta) * kl(p, m)
 
@@ -67,20 +70,27 @@ def kl(a: Tensor, b: Tensor) -> Tensor:
     return (a.exp() * (a - b)).sum(-1)
 
 
-def outcomes(logits: Tensor, labels) -> tuple[Tensor, Tensor]:
+def log_probs_with_tail(logits: Tensor, labels) -> tuple[Tensor, Tensor]:
     """Teacher's and student's log-probabilities [B, T, K + 1] of the tokens that the label names, and of the tail.
 
-    Nothing is less likely than FLOOR: a label with no tail leaves log 0 otherwise, which `reverse` would multiply with p.
+    No label and no tail is less likely than FLOOR: a label without a tail leaves log 0 otherwise, which `reverse` would multiply
+    with p. The student's named tokens have no floor, whose gradient would be 0 just where the student is most wrong.
     """
-    z, norm = NamedAndNorm.apply(logits, labels.ids)
+    z, logsumexp = GatherAndLogSumExp.apply(logits, labels.ids)
     named = labels.weights > 0
-    p = z - norm[..., None]
-    p = p.masked_fill(~named, -torch.inf).exp()
-    q = labels.weights.to(p.dtype)
-    return tuple(torch.cat([x, 1 - x.sum(-1, keepdim=True)], dim=-1).clamp(min=FLOOR).log() for x in (q, p))
+    log_p = z - logsumexp[..., None]
+    q = labels.weights.to(log_p.dtype)
+    log_q = torch.cat([q, tail(q)], dim=-1).clamp(min=FLOOR).log()
+    tail_p = tail(log_p.exp().masked_fill(~named, 0.0)).clamp(min=FLOOR).log()
+    return log_q, torch.cat([log_p.masked_fill(~named, math.log(FLOOR)), tail_p], dim=-1)
 
 
-class NamedAndNorm(torch.autograd.Function):
+def tail(named: Tensor) -> Tensor:
+    """Probabilities [..., K] of the named tokens → what is left for all others [..., 1]."""
+    return 1 - named.sum(-1, keepdim=True)
+
+
+class GatherAndLogSumExp(torch.autograd.Function):
     """Logits [..., V], ids [..., K] → z at the ids [..., K] and logsumexp(z) [...], in at least fp32.
 
     Their gradient is written out because autograd's holds four tensors as large as the logits at once; this holds one, itself.
@@ -89,16 +99,16 @@ class NamedAndNorm(torch.autograd.Function):
     @staticmethod
     def forward(context, logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         z = at_least_fp32(logits)
-        norm = z.logsumexp(-1)
-        context.save_for_backward(logits, ids, norm)
-        return z.gather(-1, ids), norm
+        logsumexp = z.logsumexp(-1)
+        context.save_for_backward(logits, ids, logsumexp)
+        return z.gather(-1, ids), logsumexp
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(context, named: Tensor, norm: Tensor) -> tuple[Tensor, None]:
-        logits, ids, lse = context.saved_tensors
-        p = (logits - lse[..., None]).exp_()
-        return p.mul_(norm[..., None]).scatter_add_(-1, ids, named).to(logits.dtype), None
+    def backward(context, grad_z: Tensor, grad_logsumexp: Tensor) -> tuple[Tensor, None]:
+        logits, ids, logsumexp = context.saved_tensors
+        p = (logits - logsumexp[..., None]).exp_()
+        return p.mul_(grad_logsumexp[..., None]).scatter_add_(-1, ids, grad_z).to(logits.dtype), None
 
 
 def at_least_fp32(logits: Tensor) -> Tensor:
@@ -111,6 +121,21 @@ def mean_over_answers(per_token: Tensor, mask: Tensor) -> Tensor:
     return per_token.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
 
 
+@dataclass(frozen=True)
+class Loss:
+    """An entry of LOSSES: the function, and what practice has to keep of the teacher's distributions for it."""
+
+    function: Callable[..., Tensor]
+    labels: str = "sampled"  # or exact, or top
+
+    def __call__(self, logits: Tensor, labels, **how: float) -> Tensor:
+        return self.function(logits, labels, **how)
+
+
+LOSSES = {"empirical": Loss(empirical), "hard": Loss(hard), "exact": Loss(forward, "exact"), "topk": Loss(forward, "top"),
+          "reverse": Loss(reverse, "exact"), "jsd": Loss(jsd, "exact")}
+
+
 def loss_named(name: str, beta: float = 0.5) -> Callable[..., Tensor]:
     """The loss of that name; `beta` is jsd's. Raises ValueError for an unknown name, or a beta that is not between 0 and 1."""
     if name not in LOSSES:
@@ -120,5 +145,6 @@ def loss_named(name: str, beta: float = 0.5) -> Callable[..., Tensor]:
     return partial(jsd, beta=beta) if name == "jsd" else LOSSES[name]
 
 
-LOSSES = {"empirical": empirical, "hard": hard, "exact": forward, "topk": forward, "reverse": reverse, "jsd": jsd}
-LABELS = {"exact": "exact", "topk": "top", "reverse": "exact", "jsd": "exact"}  # what practice draws for them; else: sampled
+def label_kind(name: str) -> str:
+    """sampled, exact or top; what is in LOSSES as a mere function takes sampled labels."""
+    return getattr(LOSSES.get(name), "labels", "sampled")

@@ -9,10 +9,10 @@ from typing import Callable, Sequence
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .runtime.device import autocast
 from .runtime.fast import packed, stepper
+from .runtime.progress import bar
 
 LOGITS_AT_ONCE = 2**28  # most numbers that score() makes at a time: 1 GiB in fp32
 LOOK_EVERY = 8  # steps between looks at which rows have finished: on CUDA each look waits for the device
@@ -22,12 +22,13 @@ LOOK_EVERY = 8  # steps between looks at which rows have finished: on CUDA each 
 def generate(model, prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float = 1.0,
              top_k: int | None = None, top_p: float | None = None, stop: Sequence[int | str] = (),
              generator: torch.Generator | None = None, batch_size: int = 512, progress: str = "", tokenizer=None,
-             reasons: bool = False) -> list[list[int]] | tuple[list[list[int]], list[str]]:
+             reasons: bool = False, precision: str | None = None) -> list[list[int]] | tuple[list[list[int]], list[str]]:
     """Sample one completion for each prompt (lists of token ids); temperature 0 is greedy.
 
     `stop`: token ids, and strings (which need the `tokenizer`), that end a completion besides the model's own end-of-sequence
     tokens. Returns token-id lists without what ended them; with `reasons`, also why each ended: "eos", "stop", or "length"
-    after max_new_tokens tokens. Where memory runs out the batch is halved, with a warning.
+    after max_new_tokens tokens. `precision`: bf16, fp32, auto, or None: that of the weights. Where memory runs out the batch is
+    halved, with a warning.
     Raises ValueError for an empty or too long prompt or a setting out of range.
     """
     check(model, prompts, max_new_tokens, temperature, top_k, top_p)
@@ -36,7 +37,7 @@ def generate(model, prompts: Sequence[Sequence[int]], max_new_tokens: int, tempe
     results: list[list[int]] = [[]] * len(prompts)
     why = ["length"] * len(prompts)
     device = next(model.parameters()).device
-    with evaluating(model), packed(model), autocast(device):
+    with evaluating(model), packed(model), autocast(device, precision):
         def run(rows: list[int]) -> None:
             batch = pad([prompts[i] for i in rows], model.config.pad_token_id).to(device)
             for i, tokens in zip(rows, sample_batch(model, batch, max_new_tokens, stops, how).tolist()):
@@ -47,7 +48,7 @@ def generate(model, prompts: Sequence[Sequence[int]], max_new_tokens: int, tempe
 
 def in_batches(run: Callable[[list[int]], None], rows: list[int], size: int, generator=None, progress: str = "") -> None:
     """Call run(batch) for batches of at most `size` rows; where memory runs out, halve the size and go on."""
-    with tqdm(total=len(rows), desc=progress, unit="prompt", disable=not progress, mininterval=1.0) as bar:
+    with bar(len(rows), progress, "prompt", disable=not progress) as shown:
         while rows:
             batch = rows[:size]
             state = generator.get_state() if generator else None
@@ -59,7 +60,7 @@ def in_batches(run: Callable[[list[int]], None], rows: list[int], size: int, gen
                 size = len(batch) // 2
             else:
                 rows = rows[size:]
-                bar.update(len(batch))
+                shown.update(len(batch))
                 continue
             warnings.warn(f"out of memory at a batch of {len(batch)}; going on with batches of {size}")
             if generator:
@@ -73,8 +74,8 @@ def out_of_memory(error: Exception) -> bool:
 
 def sample_batch(model, prompts: Tensor, max_new_tokens: int, stops: Stops, how: dict) -> Tensor:
     """Prompts [B, S] → tokens [B, max_new_tokens]; what follows a row's stop token is more stop tokens."""
-    cache = model.prefill(prompts, max_new_tokens)
-    tokens = choose(model.step(None, cache), **how)
+    logits, cache = model.prefill(prompts, max_new_tokens)
+    tokens = choose(logits, **how)
     out = torch.full((len(prompts), max_new_tokens), stops.filler, device=prompts.device)
     out[:, 0] = tokens
     alive = torch.arange(len(prompts), device=prompts.device)  # row numbers in `out` of the rows still running
@@ -152,10 +153,10 @@ def choose(logits: Tensor, temperature: float, top_k: int | None = None, top_p: 
 
 @torch.no_grad()
 def score(model, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], batch_size: int = 512,
-          keep: Sequence[slice] | None = None) -> list[Tensor]:
+          keep: Sequence[slice] | None = None, precision: str | None = None) -> list[Tensor]:
     """Teacher-forced logits: for each answer [T, V] in fp32, row t predicting answer[t] from the prompt and answer[:t].
 
-    `keep` has a slice for each answer: only those rows of its logits are returned.
+    `keep` has a slice for each answer: only those rows of its logits are returned. `precision` as in `generate`.
     """
     if len(prompts) != len(answers):
         raise ValueError(f"{len(prompts)} prompts, but {len(answers)} answers")
@@ -163,7 +164,7 @@ def score(model, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[in
     results: list[Tensor] = [torch.empty(0)] * len(prompts)
     longest = max([1, *map(len, answers)])
     batch_size = max(1, min(batch_size, LOGITS_AT_ONCE // (longest * model.config.vocab_size)))
-    with evaluating(model), packed(model), autocast(device):
+    with evaluating(model), packed(model), autocast(device, precision):
         def run(rows: list[int]) -> None:
             logits = model(*(pad([texts[i] for i in rows], pad_id).to(device) for texts in (prompts, answers)))
             for i, row in zip(rows, logits):

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import Embedding, KeyValues, RMSNorm, attend, check_fields, laid_out, select
+from .layers import Embedding, KVCache, RMSNorm, attend, laid_out, select
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "gated-relu": F.relu, "gated-silu": F.silu,
                "gated-gelu": lambda x: F.gelu(x, approximate="tanh")}  # by T5's convention, unlike the plain "gelu"
@@ -47,7 +47,6 @@ class T5Config:
     def __post_init__(self) -> None:
         if self.num_decoder_layers is None:
             self.num_decoder_layers = self.num_layers
-        check_fields(self)
         if self.feed_forward_proj not in ACTIVATIONS:
             raise ValueError(f"feed_forward_proj {self.feed_forward_proj!r} is unknown; known: {', '.join(ACTIVATIONS)}")
 
@@ -165,7 +164,7 @@ class Stack(nn.Module):
         self.dropout = nn.Dropout(config.dropout_rate)
 
 
-class Cache(KeyValues):
+class Cache(KVCache):
     """Self-attention keys and values, and what never changes: those of the prompt, its mask, the bias of all steps."""
 
     def __init__(self, cross_kv: list, cross_bias: Tensor, bias: Tensor):
@@ -174,8 +173,8 @@ class Cache(KeyValues):
 
     def step_bias(self) -> Tensor:
         """This step's row of the bias [1, heads, 1, keys]."""
-        if self.clock is not None:
-            return self.bias.index_select(2, self.clock)
+        if self.cache_position is not None:
+            return self.bias.index_select(2, self.cache_position)
         return self.bias[:, :, self.position : self.position + 1, : self.end]
 
     def keep(self, rows: Tensor) -> None:
@@ -228,17 +227,16 @@ class T5(nn.Module):
             return self.shared.head(x * self.config.d_model**-0.5)
         return self.lm_head(x)
 
-    def prefill(self, prompts: Tensor, max_new_tokens: int) -> Cache:
-        """Encode prompts [B, S] and make a cache with room for max_new_tokens steps."""
+    def prefill(self, prompts: Tensor, max_new_tokens: int) -> tuple[Tensor, Cache]:
+        """Encode prompts [B, S] → logits [B, V] of the first token, and a cache with room for max_new_tokens steps."""
         states, cross_bias = self.encode(prompts)
         cross_kv = [laid_out(block.cross.keys_values(states)) for block in self.decoder.blocks]
-        return Cache(cross_kv, cross_bias, self.causal_bias(max_new_tokens))
+        cache = Cache(cross_kv, cross_bias, self.causal_bias(max_new_tokens))
+        start = torch.full((len(prompts),), self.config.decoder_start_token_id, device=prompts.device)
+        return self.step(start, cache), cache
 
-    def step(self, tokens: Tensor | None, cache: Cache) -> Tensor:
-        """Tokens [B] chosen last (None at the start) → next-token logits [B, V]; the cache moves on by one."""
-        if tokens is None:
-            batch, device = cache.cross_bias.shape[0], cache.cross_bias.device
-            tokens = torch.full((batch,), self.config.decoder_start_token_id, device=device)
+    def step(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """Tokens [B] chosen last → next-token logits [B, V]; the cache moves on by one."""
         x, bias = self.shared(tokens)[:, None], cache.step_bias()
         for layer, block in enumerate(self.decoder.blocks):
             x = block(x, bias, cache.cross_kv[layer], cache.cross_bias, partial(cache.store, layer))

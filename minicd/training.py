@@ -11,13 +11,14 @@ from typing import Callable, Protocol
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .runtime.device import autocast
 from .runtime.files import atomic_safetensors
+from .runtime.progress import bar
 from .labels import Examples, LabelBatch
 from .losses import loss_named, mean_over_answers
 
+OPTIMISERS = ("adamw", "muon")
 CHECK_EVERY = 20  # steps between looks at the loss: each look waits for the device
 
 
@@ -86,7 +87,7 @@ def learning_rate(step: int, steps: int, settings: FitSettings) -> float:
 
 
 class Run:
-    """A training run that can be put down and taken up again: model, optimiser, step, losses so far, random state."""
+    """A training run that can stop and resume: model, optimiser, step, losses so far, random state."""
 
     def __init__(self, model: nn.Module, settings: FitSettings, steps: int, seed: int, checkpoint: Path | None):
         self.model, self.settings, self.steps, self.checkpoint = model, settings, steps, checkpoint
@@ -138,7 +139,7 @@ class Run:
         self.saved = time.monotonic()
 
     def load(self) -> None:
-        """Take the run up from its checkpoint. Raises ValueError where that is damaged or belongs to another run."""
+        """Go on from the checkpoint. Raises ValueError where that is damaged or belongs to another run."""
         try:
             with safe_open(self.checkpoint, "pt") as file:
                 metadata = file.metadata() or {}
@@ -162,8 +163,8 @@ class Run:
 
 def make_optimisers(model: nn.Module, settings: FitSettings) -> list[torch.optim.Optimizer]:
     """AdamW without weight decay for all parameters, or Muon for the matrices inside the layers and AdamW for the rest."""
-    if settings.optimiser not in ("adamw", "muon"):
-        raise ValueError(f"optimiser {settings.optimiser!r} is unknown; known: adamw, muon")
+    if settings.optimiser not in OPTIMISERS:
+        raise ValueError(f"optimiser {settings.optimiser!r} is unknown; known: {', '.join(OPTIMISERS)}")
     muon = settings.optimiser == "muon"
     matrices = [p for name, p in model.named_parameters() if muon and "blocks." in name and p.ndim == 2]
     inside = {id(p) for p in matrices}
@@ -197,14 +198,14 @@ def fit(model: nn.Module, batches: BatchSource, settings: FitSettings, *, seed: 
     set_dropout(model, settings.dropout)
     run = Run(model.train(), settings, len(batches), seed, checkpoint)
     recent: list[Tensor] = []
-    with tqdm(total=run.steps, initial=run.step, desc=name, unit="step", mininterval=1.0) as bar:
+    with bar(run.steps, name, "step", initial=run.step) as shown:
         while run.step < run.steps:
             recent.append(run.update(*batches[run.step]))
-            bar.update()
+            shown.update()
             if run.step % CHECK_EVERY == 0 or run.step == run.steps:
                 run.history.append(checked_mean(recent, run.step))
                 recent.clear()
-                bar.set_postfix(loss=f"{run.history[-1]:.4f}", refresh=False)
+                shown.set_postfix(loss=f"{run.history[-1]:.4f}", refresh=False)
                 if evaluate:
                     evaluate(run.step)
                 if checkpoint and (time.monotonic() - run.saved > save_every or run.step == run.steps):

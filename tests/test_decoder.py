@@ -58,7 +58,7 @@ def test_logits_equal_the_reference(model, reference):
     assert reference["logits"][0].std(0).mean() > 0.5, "positions differ far more than the tolerance"
 
 
-def test_greedy_completions_equal_the_reference(model, reference, fp32):
+def test_greedy_completions_equal_the_reference(model, reference):
     expected = unpad(reference["greedy"])
     length = reference["greedy"].shape[1]
     assert generate(model, unpad(reference["prompts"]), length, temperature=0) == expected
@@ -89,9 +89,10 @@ def test_the_gradient_reaches_every_parameter(folder, reference):
 def test_cached_steps_equal_the_uncached_forward(model, reference):
     prompts, answers = reference["prompts"], reference["answers"]
     uncached = forward(model, prompts, answers)
-    cache = model.prefill(prompts, answers.shape[1])
+    logits, cache = model.prefill(prompts, answers.shape[1])
     for t in range(answers.shape[1]):
-        logits = model.step(answers[:, t - 1] if t else None, cache)
+        if t:
+            logits = model.step(answers[:, t - 1], cache)
         assert difference(logits, uncached[:, t], answers[:, t]) < TOLERANCE, f"step {t}"
 
 
@@ -100,12 +101,13 @@ def test_cached_steps_equal_the_uncached_forward(model, reference):
 def test_a_cache_that_dropped_rows_goes_on_as_before(model, reference, when):
     prompts, answers, rows = reference["prompts"], reference["answers"], torch.tensor([3, 0])
     uncached = forward(model, prompts, answers)
-    cache = model.prefill(prompts, 6)
+    logits, cache = model.prefill(prompts, 6)
     for t in range(6):
         if t == when:
             cache.keep(rows)
-            answers, uncached = answers[rows], uncached[rows]
-        logits = model.step(answers[:, t - 1] if t else None, cache)
+            answers, uncached, logits = answers[rows], uncached[rows], logits[rows]
+        if t:
+            logits = model.step(answers[:, t - 1], cache)
         assert difference(logits, uncached[:, t], answers[:, t]) < TOLERANCE, f"step {t}"
 
 
@@ -142,8 +144,8 @@ def test_bf16_stays_near_fp32(model, reference):
     before = forward(model, prompts, answers)
     with torch.autocast("cpu", torch.bfloat16):
         after = model(prompts, answers).float()
-        cache = model.prefill(prompts, 4)
-        steps = torch.stack([model.step(answers[:, t - 1] if t else None, cache).float() for t in range(4)], dim=1)
+        first, cache = model.prefill(prompts, 4)
+        steps = torch.stack([first, *(model.step(answers[:, t], cache) for t in range(3))], dim=1).float()
     spread = before[answers != PAD].std()
     assert difference(after, before, answers) < 0.4 * spread
     assert difference(steps, before[:, :4], answers[:, :4]) < 0.4 * spread
@@ -174,7 +176,7 @@ def test_a_prompt_may_use_all_positions_and_not_one_more(model):
 # Llama 3's rule, worked out in fp64 wavelength by wavelength: with a window of 32 tokens and factors 1 and 4, what turns within
 # 8 tokens stays, what takes more than 32 takes 8 times as long, and between them the two are blended.
 def expected_frequency(pair: int, config) -> float:
-    plain = config.rope_theta ** (-2 * pair / config.head_size)
+    plain = config.rope_theta ** (-2 * pair / config.d_kv)
     wavelength = 2 * math.pi / plain
     if not config.rope_scaling or wavelength < 8:
         return plain
@@ -187,8 +189,8 @@ def expected_frequency(pair: int, config) -> float:
 @pytest.mark.parametrize("name", ["llama", "llama-bias", "qwen2", "qwen3"])
 def test_rotations_are_products_of_complex_numbers(name):
     config = checkpoint.load(FIXTURES / name)[0].config
-    half = config.head_size // 2
-    x = torch.randn(1, 2, 70, config.head_size, generator=torch.Generator().manual_seed(0))
+    half = config.d_kv // 2
+    x = torch.randn(1, 2, 70, config.d_kv, generator=torch.Generator().manual_seed(0))
     angle = torch.arange(70)[:, None] * frequencies(config, x.device)
     rotated = rotate(x, angle.cos(), angle.sin())
     turn = torch.tensor([[expected_frequency(i, config) * t for i in range(half)] for t in range(70)], dtype=torch.float64)
@@ -198,7 +200,7 @@ def test_rotations_are_products_of_complex_numbers(name):
 
 def test_the_scaled_fixture_has_all_three_kinds_of_frequency():
     config = checkpoint.load(FIXTURES / "llama")[0].config
-    ratio = [expected_frequency(i, config) * config.rope_theta ** (2 * i / config.head_size) for i in range(4)]
+    ratio = [expected_frequency(i, config) * config.rope_theta ** (2 * i / config.d_kv) for i in range(4)]
     assert ratio == pytest.approx([1, 0.39, 1 / 8, 1 / 8], rel=0.02)
 
 
@@ -220,7 +222,7 @@ def test_sinusoidal_positions():
 
 
 @pytest.mark.skipif(not STORIES.exists(), reason=f"the trained model is not at {STORIES}")
-def test_a_trained_llama_tells_the_story_that_llama2_c_prints(fp32):
+def test_a_trained_llama_tells_the_story_that_llama2_c_prints():
     model, tokenizer = checkpoint.load(STORIES)
     story = json.loads((STORIES / "greedy_reference.json").read_text())
     prompt = story["token_ids"][:1]

@@ -14,8 +14,6 @@ from minicd.sampling import score
 from minicd.tokenizer import word_tokenizer
 from minicd.training import FitSettings
 
-pytestmark = pytest.mark.usefixtures("fp32")
-
 LETTERS = list("abcdefgh")
 TOKENIZER = word_tokenizer([*LETTERS, "teacher", "student", "twice"])
 VOCABULARY = len(TOKENIZER)
@@ -93,7 +91,7 @@ def test_prompts_are_the_students_and_answers_are_what_f_keeps(practised):
     assert 10 < len(items) < 60, "some completions have an answer, some are dropped"
     assert len(items) == len(recorder.kept)
     for i, (x, y) in enumerate(recorder.kept):
-        assert items.prompts[i] == TOKENIZER.encode(student_template(x))
+        assert items.input(i) == x and items.prompts[i] == TOKENIZER.encode(student_template(x))
         assert items.answers[i] == y[1:4] + [TOKENIZER.eos_id]
 
 

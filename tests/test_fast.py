@@ -17,7 +17,6 @@ from minicd.tokenizer import word_tokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FOLDERS = ["t5-v1.0", "t5-v1.1", "gpt2", "xglm", "llama", "qwen3"]
-pytestmark = pytest.mark.usefixtures("fp32")
 
 
 @pytest.fixture(scope="module", params=FOLDERS)
@@ -36,12 +35,12 @@ def as_batch(model, prompts: list[list[int]]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def steps(model, prompts: torch.Tensor, tokens: torch.Tensor, clock: bool) -> torch.Tensor:
+def steps(model, prompts: torch.Tensor, tokens: torch.Tensor, on_device: bool) -> torch.Tensor:
     """Logits [T + 1, B, V] of fixed tokens [T, B], with the cache's position as a number or as a tensor."""
-    cache = model.prefill(prompts, len(tokens) + 1)
-    logits = [model.step(None, cache)]
-    if clock:
-        cache.clock = torch.tensor([cache.position])
+    first, cache = model.prefill(prompts, len(tokens) + 1)
+    logits = [first]
+    if on_device:
+        cache.cache_position = torch.tensor([cache.position])
     for t, row in enumerate(tokens):
         logits.append(model.step(row, cache))
         if t == 1:
@@ -52,19 +51,18 @@ def steps(model, prompts: torch.Tensor, tokens: torch.Tensor, clock: bool) -> to
 def test_a_step_that_can_be_recorded_computes_what_a_plain_one_does(model, prompts):
     """The recorded step reads all of the cache's memory behind a mask, the plain one only what is filled."""
     tokens = torch.randint(3, 30, (6, len(prompts)), generator=torch.Generator().manual_seed(1))
-    plain, recordable = (steps(model, as_batch(model, prompts), tokens, clock) for clock in (False, True))
+    plain, recordable = (steps(model, as_batch(model, prompts), tokens, on_device) for on_device in (False, True))
     assert torch.allclose(plain, recordable, atol=2e-5)
     assert not torch.allclose(plain[2], plain[3], atol=1e-2)
 
 
 def test_a_recordable_step_makes_no_tensor_depend_on_the_step_number(model, prompts):
-    """Replaying it must be enough: called twice with only the clock moved on, it gives what two plain steps give."""
+    """Replaying it must be enough: called twice with only the position moved on, it gives what two plain steps give."""
     batch, token = as_batch(model, prompts), torch.full((len(prompts),), 5)
-    plain = steps(model, batch, token.expand(3, -1), clock=False)
+    plain = steps(model, batch, token.expand(3, -1), on_device=False)
     with torch.no_grad():
-        cache = model.prefill(batch, 4)
-        model.step(None, cache)
-        cache.clock = torch.tensor([cache.position])
+        _, cache = model.prefill(batch, 4)
+        cache.cache_position = torch.tensor([cache.position])
         for t in range(3):
             cache.position = -10**6  # what a replay does not know
             assert torch.allclose(model.step(token, cache), plain[t + 1], atol=2e-5)

@@ -1,9 +1,12 @@
 """Soft labels are unbiased and carry the right noise; practice sets survive every rearrangement and the disk."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from minicd.distill import PracticeSettings, label
 from minicd.labels import Examples, LabelBatch, Ragged, SoftLabels
 from minicd.losses import empirical
 
@@ -27,9 +30,9 @@ def dense(labels: SoftLabels, vocabulary: int) -> torch.Tensor:
 def same(a: Examples, b: Examples) -> bool:
     """Bit for bit, element types included."""
     def tensors(x: Examples) -> list[torch.Tensor]:
-        parts = (x.prompts, x.answers, x.labels.ids)
+        parts = (x.prompts, x.answers, x.labels.ids, *([] if x.inputs is None else [x.inputs]))
         return [*(part.values for part in parts), *(part.starts for part in parts), x.labels.weights]
-    return all(s.dtype == t.dtype and torch.equal(s, t) for s, t in zip(tensors(a), tensors(b)))
+    return all(s.dtype == t.dtype and torch.equal(s, t) for s, t in zip(tensors(a), tensors(b), strict=True))
 
 
 @pytest.fixture
@@ -140,14 +143,61 @@ def test_ragged_join():
     assert [joined[i] for i in range(len(joined))] == [[1, 2], [], [3]]
 
 
-def test_take_and_join_move_whole_labels():
+def test_split_and_join_move_whole_labels():
     labels = SoftLabels.sample(torch.randn(6, 8, generator=seeded(0)), 5, seeded(1))
     expected = dense(labels, 8)
-    rows = torch.tensor([4, 0, 4, 2])
-    assert torch.equal(dense(labels.take(rows), 8), expected[rows])
-    back = SoftLabels.join([labels.take(torch.tensor([0, 1])), labels.take(torch.tensor([2, 3, 4, 5]))])
+    one, none, other = labels.split([2, 0, 4])
+    assert torch.equal(dense(one, 8), expected[:2]) and torch.equal(dense(other, 8), expected[2:]) and len(none.ids) == 0
+    moved = SoftLabels.join([other, none, one])
+    assert torch.equal(dense(moved, 8), expected[[2, 3, 4, 5, 0, 1]])
+    back = SoftLabels.join([one, none, other])
     assert torch.equal(back.ids.values, labels.ids.values) and torch.equal(back.ids.starts, labels.ids.starts)
     assert torch.equal(back.weights, labels.weights)
+
+
+def test_split_by_hand():
+    """Three positions, which name one, three and two tokens: the first is one answer's, the others another's."""
+    labels = SoftLabels(Ragged.of([[7], [1, 2, 3], [4, 5]]), torch.tensor([9, 1, 2, 3, 4, 5]))
+    first, second = labels.split([1, 2])
+    assert first.ids[0] == [7] and first.weights.tolist() == [9]
+    assert [second.ids[i] for i in range(2)] == [[1, 2, 3], [4, 5]] and second.weights.tolist() == [1, 2, 3, 4, 5]
+
+
+def test_stop_tokens_stand_between_the_soft_labels_of_the_answers():
+    """Answers of two, no and one token: their labels in turn, and after each answer one label that is sure to stop."""
+    logits = [torch.full((n, 6), -1e4) for n in (2, 0, 1)]
+    logits[0][0, 4], logits[0][1, 5], logits[2][0, 3] = 1e4, 1e4, 1e4  # the teacher is certain: of 4, 5 and 3
+    answers, labels = label([[2, 3], [], [5]], logits, 1, PracticeSettings(label_samples=10), seeded(0))
+    assert [answers[i] for i in range(3)] == [[2, 3, 1], [1], [5, 1]]
+    assert [labels.ids[m] for m in range(6)] == [[4], [5], [1], [1], [3], [1]]
+    assert labels.weights.tolist() == [10, 10, 1, 1, 10, 1]
+
+
+INPUTS = ["3 + 4", "", "naïve 日本", "7"]
+
+
+def with_inputs(examples: Examples) -> Examples:
+    return replace(examples, inputs=Ragged.of_texts(INPUTS))
+
+
+def test_raw_inputs_survive_the_disk_and_joining(examples, tmp_path):
+    practised = with_inputs(examples)
+    practised.save(tmp_path / "practice")
+    loaded = Examples.load(tmp_path / "practice")
+    joined = Examples.join([loaded, practised])
+    assert [loaded.input(i) for i in range(4)] == INPUTS and [joined.input(i) for i in range(8)] == INPUTS * 2
+    assert same(loaded, practised)
+
+
+def test_a_practice_set_without_raw_inputs_loads(examples, tmp_path):
+    """Those of older versions have none, nor then has what is joined with them."""
+    examples.save(tmp_path / "practice")
+    assert "inputs.values" not in load_file(tmp_path / "practice")
+    loaded = Examples.load(tmp_path / "practice")
+    assert same(loaded, examples)
+    for without in (loaded, Examples.join([with_inputs(examples), loaded]), Examples.join([loaded, with_inputs(examples)])):
+        with pytest.raises(ValueError, match="do not hold their raw inputs"):
+            without.input(0)
 
 
 def test_batch_by_hand(examples):

@@ -8,7 +8,7 @@ from helpers import tiny_t5
 from torch.nn.functional import log_softmax
 
 from minicd.labels import Examples, LabelBatch, Ragged, SoftLabels
-from minicd.losses import empirical, hard, mean_over_answers
+from minicd.losses import LOSSES, empirical, hard, label_kind, loss_named, mean_over_answers
 
 # logits (0, ln 2, ln 3): exponentials 1, 2, 3 with sum 6, so p = (1/6, 2/6, 3/6) and logsumexp = ln 6
 LOGITS = torch.tensor([[[0.0, math.log(2), math.log(3)]]], dtype=torch.float64)
@@ -184,3 +184,10 @@ def test_one_token_of_a_long_answer_weighs_as_much_as_a_short_answer():
     per_token = torch.tensor([[1.0, 1.0, 1.0], [5.0, 0.0, 0.0]])
     mask = torch.tensor([[True, True, True], [True, False, False]])
     assert mean_over_answers(per_token, mask).item() == 2.0
+
+
+def test_every_loss_names_its_kind_of_label_and_a_mere_function_takes_samples(monkeypatch):
+    kinds = {"empirical": "sampled", "hard": "sampled", "exact": "exact", "topk": "top", "reverse": "exact", "jsd": "exact"}
+    assert {name: label_kind(name) for name in LOSSES} == kinds
+    monkeypatch.setitem(LOSSES, "mine", lambda logits, labels: logits[..., 0])
+    assert label_kind("mine") == "sampled" and torch.equal(loss_named("mine")(LOGITS, None), LOGITS[..., 0])

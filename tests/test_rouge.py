@@ -2,7 +2,7 @@
 
 import pytest
 
-from minicd.metrics.rouge import exact_match, rouge_l, stem
+from minicd.metrics.rouge import normalized_exact_match, rouge_l, stem
 
 F_MEASURES = [
     ("the cats were running", "a cat ran", 0.285714285714), ("running quickly", "runs quick", 0.5), ("ties", "tie", 1),
@@ -57,18 +57,18 @@ def test_short_words_keep_their_ending():
 
 def test_the_best_reference_counts():
     assert rouge_l("a b", ["x", "a b c d", "b"]) == pytest.approx(2 / 3)
-    assert exact_match("cat", ["dog", "Cat."]) and not exact_match("cat", ["dog", "the cat"])
+    assert normalized_exact_match("cat", ["dog", "Cat."]) and not normalized_exact_match("cat", ["dog", "the cat"])
 
 
 @pytest.mark.parametrize("prediction, reference, equal", [
     ("Yes.", "yes", True), ("  a \t b\n", "a b", True), ("don't", "dont", True), ("a-b", "ab", True), ("a - b", "a b", True),
     ("the cat", "cat", False), ("cats", "cat", False), ("café", "cafe", False), ("“a”", "a", False), ("", "?!", True),
     ("", "a", False)])
-def test_exact_match(prediction, reference, equal):
-    assert exact_match(prediction, [reference]) is exact_match(reference, [prediction]) is equal
+def test_normalized_exact_match(prediction, reference, equal):
+    assert normalized_exact_match(prediction, [reference]) is normalized_exact_match(reference, [prediction]) is equal
 
 
-@pytest.mark.parametrize("metric", [rouge_l, exact_match])
+@pytest.mark.parametrize("metric", [rouge_l, normalized_exact_match])
 @pytest.mark.parametrize("references", ["yes", [], ""])
 def test_references_are_a_list(metric, references):
     with pytest.raises(ValueError, match="list of at least one string"):

@@ -10,16 +10,16 @@ import torch
 from helpers import tiny_t5
 
 from minicd import training
-from minicd.distill import (Context, OnPolicy, PracticeSettings, RoundSettings, distill, ensemble_logits, everything, practice,
-                            rounds)
-from minicd.runtime.files import atomic_safetensors
+from minicd.distill import Context, PracticeSettings, distill, ensemble_logits, identity, practice
 from minicd.losses import LOSSES, forward, mean_over_answers, reverse
+from minicd.rounds import OnPolicy, RoundSettings, rounds
+from minicd.runtime.files import atomic_safetensors
 from minicd.sampling import score
 from minicd.tokenizer import word_tokenizer
 from minicd.training import FitSettings, fit
 
-module = sys.modules["minicd.distill"]  # the package has a function of the same name
-pytestmark = pytest.mark.usefixtures("fp32")
+# The package has functions of these names.
+distill_module, rounds_module = sys.modules["minicd.distill"], sys.modules["minicd.rounds"]
 LETTERS = list("abcdefgh")
 TOKENIZER = word_tokenizer([*LETTERS, "one", "two", "three", "student", "other"])
 PRACTICE = PracticeSettings(max_new_tokens=6)
@@ -30,7 +30,7 @@ def letters(n: int, rng: np.random.Generator) -> list[str]:
     return [" ".join(rng.choice(LETTERS, size=3)) for _ in range(n)]
 
 
-def context(teacher: str, student: str = "student", extract=everything) -> Context:
+def context(teacher: str, student: str = "student", extract=identity) -> Context:
     return Context(letters, lambda x: f"{teacher} {x}", lambda x: f"{student} {x}", extract)
 
 
@@ -66,8 +66,8 @@ def test_a_round_is_practice_and_distillation_of_all_its_contexts_together(base)
 
 def seen_teachers(monkeypatch) -> list[torch.Tensor]:
     """The weights of the teacher at each call of practice."""
-    seen, real = [], module.practice
-    monkeypatch.setattr(module, "practice", lambda teacher, *rest, **how: (seen.append(weights(teacher)),
+    seen, real = [], rounds_module.practice
+    monkeypatch.setattr(rounds_module, "practice", lambda teacher, *rest, **how: (seen.append(weights(teacher)),
                                                                            real(teacher, *rest, **how))[1])
     return seen
 
@@ -98,16 +98,22 @@ def test_a_later_round_overwrites_an_earlier_one(base):
     assert new < distance(before, "student", "three", base) and distance(before, "student", "one", base) < old
 
 
-def test_names_in_a_schedule_stand_for_contexts(base):
-    named = rounds(base, TOKENIZER, [["b", "a"]], SETTINGS, contexts={"a": ONE, "b": TWO}, seed=5)
-    assert torch.equal(weights(named), weights(rounds(base, TOKENIZER, [[TWO, ONE]], SETTINGS, seed=5)))
-
-
-@pytest.mark.parametrize("schedule, words", [([["a", "c"], ["d"]], "unknown contexts: c, d; known: a, b"), ([], "has no round"),
-                                             ([["a"], []], "without a context")])
+@pytest.mark.parametrize("schedule, words", [([], "has no round"), ([[ONE], []], "without a context")])
 def test_a_schedule_that_cannot_be_followed(base, schedule, words):
     with pytest.raises(ValueError, match=words):
-        rounds(base, TOKENIZER, schedule, SETTINGS, contexts={"a": ONE, "b": TWO})
+        rounds(base, TOKENIZER, schedule, SETTINGS)
+
+
+def test_the_name_precedes_those_of_the_progress_bars(base, monkeypatch):
+    seen = []
+    for stage in ("practice", "distill"):
+        def named(*rest, real=getattr(rounds_module, stage), name, **how):
+            seen.append(name)
+            return real(*rest, **how)
+        monkeypatch.setattr(rounds_module, stage, named)
+    rounds(base, TOKENIZER, [[ONE, TWO], [THREE]], SETTINGS, name="sums")
+    assert seen == ["sums round 1, practice 1", "sums round 1, practice 2", "sums round 1, distill",
+                    "sums round 2, practice 1", "sums round 2, distill"]
 
 
 class Stop(Exception):
@@ -120,7 +126,7 @@ def test_rounds_stopped_anywhere_resume_bit_for_bit(base, tmp_path, monkeypatch,
     """Stopped in the practice or the training of either round. (Inside `fit`, test_training.py looks.)"""
     schedule = [[ONE, TWO], [THREE]]
     expected = weights(rounds(base, TOKENIZER, schedule, SETTINGS, recursive=recursive, seed=3))
-    calls, real = [], getattr(module, stage)
+    calls, real = [], getattr(distill_module, stage)
 
     def stopping(*arguments, **how):
         calls.append(1)
@@ -128,11 +134,11 @@ def test_rounds_stopped_anywhere_resume_bit_for_bit(base, tmp_path, monkeypatch,
             raise Stop
         return real(*arguments, **how)
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(module, stage, stopping)
+        patch.setattr(distill_module, stage, stopping)
         rounds(base, TOKENIZER, schedule, SETTINGS, recursive=recursive, seed=3, folder=tmp_path)
     resumed = rounds(base, TOKENIZER, schedule, SETTINGS, recursive=recursive, seed=3, folder=tmp_path)
     assert torch.equal(weights(resumed), expected)
-    monkeypatch.setattr(module, "fit", None)  # a third call has nothing left to do
+    monkeypatch.setattr(distill_module, "fit", None)  # a third call has nothing left to do
     once_more = rounds(base, TOKENIZER, schedule, SETTINGS, recursive=recursive, seed=3, folder=tmp_path)
     assert torch.equal(weights(once_more), expected)
 
@@ -160,7 +166,7 @@ def test_an_ensembles_label_is_the_average_of_its_probabilities(base):
 
 def test_an_ensemble_practises_under_all_its_prompts(base):
     """Completions come from each of the prompts, and their labels from all."""
-    ensemble = Context(letters, [ONE.teacher, TWO.teacher], ONE.student, everything)
+    ensemble = Context(letters, [ONE.teacher, TWO.teacher], ONE.student, identity)
     settings = PracticeSettings(max_new_tokens=6, temperature=0)
     both = practice(base, TOKENIZER, ensemble, 40, settings, seed=2)
     greedy = [practice(base, TOKENIZER, c, 40, settings, seed=2) for c in (ONE, context("two"))]
@@ -252,12 +258,12 @@ def test_a_round_on_policy_needs_no_practice_set(base, tmp_path):
 
 def test_the_judge_of_a_recursive_round_on_policy_is_the_student_as_the_round_found_it(base, monkeypatch):
     first = rounds(base, TOKENIZER, [[ONE]], ON_POLICY, seed=2)
-    judges, real = [], module.ensemble_logits
+    judges, real = [], rounds_module.ensemble_logits
 
     def watched(teacher, *arguments):
         judges.append(weights(teacher))
         return real(teacher, *arguments)
-    monkeypatch.setattr(module, "ensemble_logits", watched)
+    monkeypatch.setattr(rounds_module, "ensemble_logits", watched)
     rounds(base, TOKENIZER, [[ONE], [THREE]], ON_POLICY, recursive=True, seed=2)
     steps = len(judges) // 2
     assert steps == 15 and all(torch.equal(j, weights(base)) for j in judges[:steps])
@@ -284,7 +290,8 @@ def test_a_round_on_policy_stopped_between_steps_resumes_bit_for_bit(base, tmp_p
 
 @pytest.mark.parametrize("on_policy", [True, False])
 def test_a_loss_that_needs_probabilities_says_so_before_anything_is_done(base, on_policy, monkeypatch):
-    monkeypatch.setattr(module, "generate", None)
+    for module in (distill_module, rounds_module):
+        monkeypatch.setattr(module, "generate", None)
     settings = RoundSettings(PRACTICE, FitSettings(loss="reverse"), on_policy=on_policy)
     with pytest.raises(ValueError, match="the loss 'reverse' needs exact or top-k labels, but these are sampled"):
         rounds(base, TOKENIZER, [[ONE]], settings)

@@ -8,7 +8,6 @@ from minicd import sampling
 from minicd.sampling import LOOK_EVERY, choose, generate, score
 from minicd.t5 import Cache
 
-pytestmark = pytest.mark.usefixtures("fp32")
 EOS = 1
 
 
@@ -216,6 +215,12 @@ def test_settings_out_of_range(model, wrong):
         generate(model, [[3]], **settings)
 
 
+def test_an_unknown_precision_is_named(model):
+    for call in (lambda: generate(model, [[3]], 5, precision="half"), lambda: score(model, [[3]], [[4]], precision="half")):
+        with pytest.raises(ValueError, match="precision 'half' is unknown; known: auto, bf16, fp32"):
+            call()
+
+
 def test_an_empty_prompt_is_named(model):
     with pytest.raises(ValueError, match="prompt 1 is empty"):
         generate(model, [[3], [], [4]], 5)
@@ -240,9 +245,7 @@ def test_score_agrees_with_the_greedy_sampler(model, prompts):
     assert [z.argmax(-1).tolist() for z in score(model, prompts, completions)] == completions
 
 
-def test_bf16_is_close_to_fp32(model, prompts, monkeypatch):
-    exact = score(model, prompts, prompts)
-    monkeypatch.setattr(sampling, "autocast", lambda device: torch.autocast("cpu", torch.bfloat16))
-    for a, b in zip(exact, score(model, prompts, prompts)):
+def test_bf16_is_close_to_fp32(model, prompts):
+    for a, b in zip(score(model, prompts, prompts), score(model, prompts, prompts, precision="bf16")):
         assert b.dtype == torch.float32 and not torch.equal(a, b)
         assert (a.softmax(-1) - b.softmax(-1)).abs().mean() < 0.05

@@ -67,7 +67,7 @@ def family(config: Config) -> str:
 
 def depth(config: Config) -> int:
     """How many layers the model has."""
-    return config.num_layers + config.num_decoder_layers if isinstance(config, T5Config) else config.layers
+    return config.num_layers + (config.num_decoder_layers if isinstance(config, T5Config) else 0)
 
 
 def build(config: Config) -> T5 | Decoder:
@@ -98,7 +98,7 @@ def part_sizes(name: str, rows: int, config: Config) -> list[int]:
     """How many of the `rows` of our parameter `name` come from each of its `hf_names`."""
     parts = len(hf_names(name, config))
     if ".qkv." in name and parts == 3:
-        q, kv = config.heads * config.head_size, config.kv_heads * config.head_size
+        q, kv = config.num_heads * config.d_kv, config.num_kv_heads * config.d_kv
         return [q, kv, kv]
     return [rows // parts] * parts
 
@@ -129,18 +129,20 @@ def read_config(raw: Any) -> Config:
         raise ValueError(f"{error.args[0]} is missing") from None
     except TypeError as error:
         raise ValueError(str(error).removeprefix("T5Config.__init__() ")) from None
-    heads, size = (config.num_heads, config.d_kv) if isinstance(config, T5Config) else (config.heads, config.head_size)
-    if heads * size > LARGEST:
-        raise ValueError(f"{heads} heads of {size} dimensions are too many")
+    if config.num_heads * config.d_kv > LARGEST:
+        raise ValueError(f"{config.num_heads} heads of {config.d_kv} dimensions are too many")
     return config
 
 
 def t5_config(raw: dict) -> T5Config:
-    known = {field.name for field in fields(T5Config)}
+    known = {field.name: KINDS[field.type] for field in fields(T5Config)}
     raw = {"decoder_start_token_id": raw.get("pad_token_id", 0), **raw}
     if raw.get("scale_decoder_outputs") is False:  # transformers 5 calls every T5 tied, and marks v1.1 by this instead
         raw["tie_word_embeddings"] = False
-    config = T5Config(**{key: value for key, value in raw.items() if key in known})  # which checks the types
+    for key in known.keys() & raw.keys():
+        if not isinstance(raw[key], known[key]) or (isinstance(raw[key], bool) and known[key] is not bool):
+            raise ValueError(f"{key} cannot be {raw[key]!r}")
+    config = T5Config(**{key: value for key, value in raw.items() if key in known})
     values = asdict(config)
     for key, kind in ((field.name, field.type) for field in fields(T5Config)):
         if key.endswith("_token_id"):
@@ -159,21 +161,21 @@ def gpt2_config(raw: dict) -> DecoderConfig:
     refuse(raw, scale_attn_by_inverse_layer_idx=False, scale_attn_weights=True, add_cross_attention=False)
     width, heads = whole(raw, "n_embd"), whole(raw, "n_head")
     return DecoderConfig(
-        **shared(raw, width, heads), layers=whole(raw, "n_layer"), kv_heads=heads, head_size=width // heads,
-        ff_size=whole(raw, "n_inner", 4 * width, null=True), max_positions=whole(raw, "n_positions", 1024), positions="learned",
-        norm="layer", activation=raw.get("activation_function", "gelu_new"), gated=False, qkv_bias=True, o_bias=True,
+        **shared(raw, width, heads), num_layers=whole(raw, "n_layer"), num_kv_heads=heads, d_kv=width // heads,
+        d_ff=whole(raw, "n_inner", 4 * width, null=True), max_positions=whole(raw, "n_positions", 1024), positions="learned",
+        norm="layer", activation=word(raw, "activation_function", "gelu_new"), gated=False, qkv_bias=True, o_bias=True,
         ff_bias=True, qk_norm=False, tie_word_embeddings=switch(raw, "tie_word_embeddings", True),
-        epsilon=number(raw, "layer_norm_epsilon", 1e-5), dropout_rate=number(raw, "resid_pdrop", 0.1, most=1.0))
+        layer_norm_epsilon=number(raw, "layer_norm_epsilon", 1e-5), dropout_rate=number(raw, "resid_pdrop", 0.1, most=1.0))
 
 
 def xglm_config(raw: dict) -> DecoderConfig:
     refuse(raw, add_cross_attention=False)
     width, heads = whole(raw, "d_model"), whole(raw, "attention_heads")
     return DecoderConfig(
-        **shared(raw, width, heads), layers=whole(raw, "num_layers"), kv_heads=heads, head_size=width // heads,
-        ff_size=whole(raw, "ffn_dim"), max_positions=whole(raw, "max_position_embeddings", 2048), positions="sinusoidal",
-        norm="layer", activation=raw.get("activation_function", "gelu"), gated=False, qkv_bias=True, o_bias=True, ff_bias=True,
-        qk_norm=False, tie_word_embeddings=switch(raw, "tie_word_embeddings", True), epsilon=1e-5,
+        **shared(raw, width, heads), num_layers=whole(raw, "num_layers"), num_kv_heads=heads, d_kv=width // heads,
+        d_ff=whole(raw, "ffn_dim"), max_positions=whole(raw, "max_position_embeddings", 2048), positions="sinusoidal",
+        norm="layer", activation=word(raw, "activation_function", "gelu"), gated=False, qkv_bias=True, o_bias=True, ff_bias=True,
+        qk_norm=False, tie_word_embeddings=switch(raw, "tie_word_embeddings", True), layer_norm_epsilon=1e-5,
         dropout_rate=number(raw, "dropout", 0.1, most=1.0),
         embedding_scale=width**0.5 if switch(raw, "scale_embedding", True) else 1.0)
 
@@ -186,17 +188,19 @@ def llama_config(raw: dict) -> DecoderConfig:
     kind, width, heads = raw["model_type"], whole(raw, "hidden_size"), whole(raw, "num_attention_heads")
     bias = switch(raw, "attention_bias", False)
     return DecoderConfig(
-        **shared(raw, width, heads), layers=whole(raw, "num_hidden_layers"),
-        kv_heads=whole(raw, "num_key_value_heads", heads, null=True),
-        head_size=whole(raw, "head_dim", 128 if kind == "qwen3" else width // heads, null=True),
-        ff_size=whole(raw, "intermediate_size"),
+        **shared(raw, width, heads), num_layers=whole(raw, "num_hidden_layers"),
+        num_kv_heads=whole(raw, "num_key_value_heads", heads, null=True),
+        d_kv=whole(raw, "head_dim", 128 if kind == "qwen3" else width // heads, null=True),
+        d_ff=whole(raw, "intermediate_size"),
         max_positions=whole(raw, "max_position_embeddings", 2048 if kind == "llama" else 32768),
-        positions="rotary", norm="rms", activation=raw.get("hidden_act", "silu"), gated=True, qkv_bias=kind == "qwen2" or bias,
+        positions="rotary", norm="rms", activation=word(raw, "hidden_act", "silu"), gated=True, qkv_bias=kind == "qwen2" or bias,
         o_bias=kind != "qwen2" and bias, ff_bias=kind == "llama" and switch(raw, "mlp_bias", False), qk_norm=kind == "qwen3",
-        tie_word_embeddings=switch(raw, "tie_word_embeddings", False), epsilon=number(raw, "rms_norm_eps", 1e-6), **rope(raw))
+        tie_word_embeddings=switch(raw, "tie_word_embeddings", False), layer_norm_epsilon=number(raw, "rms_norm_eps", 1e-6),
+        **rope(raw))
 
 
 READERS = {"t5": t5_config, "gpt2": gpt2_config, "xglm": xglm_config}
+KINDS = {"int": int, "int | None": (int, type(None)), "float": (int, float), "bool": bool, "str": str}  # in T5Config
 LARGEST = 2**28  # size: larger ones would overflow in products, before they are compared with those of the tensors
 ROPE_NUMBERS = {"default": [], "linear": ["factor"],
                 "llama3": ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]}
@@ -207,7 +211,7 @@ def shared(raw: dict, width: int, heads: int) -> dict[str, Any]:
     if eos is None or eos == []:
         raise ValueError("eos_token_id is missing: without it no completion would end")
     eos = [token(i, "eos_token_id", vocab_size) for i in (eos if isinstance(eos, list) else [eos])]
-    return {"family": raw["model_type"], "vocab_size": vocab_size, "width": width, "heads": heads,
+    return {"family": raw["model_type"], "vocab_size": vocab_size, "d_model": width, "num_heads": heads,
             "eos_token_id": eos[0], "more_eos_token_ids": tuple(eos[1:]), "source": raw}
 
 
@@ -241,6 +245,13 @@ def whole(raw: dict, key: str, default: int | None = None, null: bool = False) -
 def number(raw: dict, key: str, default: float | None = None, least: float = 0.0, most: float = LARGEST) -> float:
     value = raw[key] if default is None else raw.get(key, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+        raise ValueError(f"{key} cannot be {value!r}")
+    return value
+
+
+def word(raw: dict, key: str, default: str) -> str:
+    value = raw.get(key, default)
+    if not isinstance(value, str):
         raise ValueError(f"{key} cannot be {value!r}")
     return value
 

@@ -31,7 +31,7 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
     return max(f_measure(words(prediction), words(reference)) for reference in references)
 
 
-def exact_match(prediction: str, references: Sequence[str]) -> bool:
+def normalized_exact_match(prediction: str, references: Sequence[str]) -> bool:
     """Equal to one of the references but for case, ASCII punctuation and repeated spaces."""
     several(references)
     return any(plain(prediction) == plain(reference) for reference in references)

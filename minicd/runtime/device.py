@@ -21,12 +21,20 @@ def pick_device(name: str = "auto") -> torch.device:
         raise ValueError(f"--device {name}: there is no such device; use cpu, cuda or auto") from None
 
 
-def autocast(device: torch.device, precision: str = "auto"):
-    """The context in which matrix products run in bf16 where that is fast (CUDA, CPUs with bf16 units), else in fp32."""
-    if precision == "auto":
-        fast = device.type == "cuda" or getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-        precision = "bf16" if fast else "fp32"
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+def resolved_precision(device: torch.device, precision: str | None = "auto") -> str | None:
+    """auto → bf16 where that is fast (CUDA, CPUs with bf16 units), else fp32; other names stay. Raises ValueError for unknown ones."""
+    if precision not in (None, "auto", "bf16", "fp32"):
+        raise ValueError(f"precision {precision!r} is unknown; known: auto, bf16, fp32")
+    if precision != "auto":
+        return precision
+    fast = device.type == "cuda" or getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return "bf16" if fast else "fp32"
+
+
+def autocast(device: torch.device, precision: str | None = "auto"):
+    """The context in which matrix products run in bf16, or (fp32, None) in the precision of the weights."""
+    bf16 = resolved_precision(device, precision) == "bf16"
+    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
 
 
 def hardware(device: torch.device) -> str:

@@ -66,14 +66,14 @@ class RecordedStep:
 
     def __init__(self, model, tokens: Tensor, cache):
         self.tokens, self.cache = tokens.clone(), cache
-        cache.clock = torch.full((1,), cache.position, device=tokens.device)
+        cache.cache_position = torch.full((1,), cache.position, device=tokens.device)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # libraries set themselves up in the first runs, which a recording must not contain
             for _ in range(2):
                 model.step(self.tokens, cache)
                 cache.position -= 1
-                cache.clock -= 1
+                cache.cache_position -= 1
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
@@ -96,5 +96,5 @@ def stepper(model, tokens: Tensor, cache, steps: int) -> Callable[[Tensor], Tens
             raise
         except RuntimeError as error:
             warnings.warn(f"decoding goes on without a CUDA graph: {str(error).splitlines()[0]}")
-            cache.clock = None
+            cache.cache_position = None
     return partial(model.step, cache=cache)

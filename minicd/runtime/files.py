@@ -1,4 +1,4 @@
-"""Writes that never leave half a file behind: temporary file, fsync, rename."""
+"""Reads that name a damaged file, and writes that never leave half of one behind: temporary file, fsync, rename."""
 
 from __future__ import annotations
 
@@ -24,6 +24,14 @@ def atomic_bytes(path: Path, *data: bytes | memoryview) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """Raises ValueError, naming the file, where it holds no JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # no JSON, or no text at all
+        raise ValueError(f"{path} is damaged ({error}); delete it to run this stage anew") from None
 
 
 def atomic_json(path: Path, value: Any) -> None:

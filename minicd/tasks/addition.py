@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 from ..hf.checkpoint import load
-from ..distill import Context, check_on_policy, distill, practice
+from ..distill import Context, distill, practice
 from .experiment import RunFolder, option, record, seed_folder, seed_folders, write_record
 from ..labels import Examples, SoftLabels
+from ..rounds import check_on_policy
 from ..metrics import exact_match
 from .report import addition_table, minutes_line
 from ..sampling import generate
@@ -57,7 +58,7 @@ def evaluate(model: nn.Module, tokenizer: TextTokenizer, questions: list[str], s
     """Greedy answers to the questions, with or without the scratchpad, compared exactly."""
     template = teacher_template if step_by_step else student_template
     prompts = tokenizer.encode_all([template(q) for q in questions])
-    completions = generate(model, prompts, max_new_tokens, temperature=0, progress=progress)
+    completions = generate(model, prompts, max_new_tokens, temperature=0, progress=progress, precision="auto")
     extract = final_answer(tokenizer) if step_by_step else lambda tokens: slice(0, len(tokens))
     right = np.zeros(len(questions))
     for i, (question, tokens) in enumerate(zip(questions, completions)):
@@ -247,7 +248,8 @@ def show_example(context: Context, tokenizer: TextTokenizer, teacher: nn.Module,
     """One practice item, whole: what the teacher sees and says, what the student sees, and the label of its first token."""
     question = tokenizer.decode(items.prompts[0])[len(context.student("")):]
     prompt = tokenizer.encode(context.teacher(question))
-    completion = generate(teacher, [prompt], max_new_tokens, generator=torch.Generator(next(teacher.parameters()).device))[0]
+    completion = generate(teacher, [prompt], max_new_tokens, generator=torch.Generator(next(teacher.parameters()).device),
+                          precision="auto")[0]
     found = context.extract(completion)
     return "\n".join(["", "One practice item",
                       f"  teacher prompt    {context.teacher(question)}",
@@ -299,7 +301,7 @@ def ask(model: nn.Module, tokenizer: TextTokenizer, arguments) -> str:
         raise ValueError(f"--ask {question!r}: ask for the sum of two numbers, for example '12345678 + 87654321'")
     spaced = " + ".join(" ".join(side) for side in sides)
     prompt = tokenizer.encode((teacher_template if step_by_step else student_template)(spaced))
-    text = tokenizer.decode(generate(model, [prompt], arguments.max_new_tokens or LONGEST, temperature=0)[0])
+    text = tokenizer.decode(generate(model, [prompt], arguments.max_new_tokens or LONGEST, temperature=0, precision="auto")[0])
     return text if step_by_step else text.replace(" ", "")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..distill import Context, everything
+from ..distill import Context, identity
 from .experiment import record, seed_folders, write_record
 from .report import explanations_table, minutes_line, scatter
 from .instructions import (PAPER_SCALE, TEST, InstructionRun, InstructionSettings, pool, with_explanations,
@@ -31,7 +31,7 @@ class ExplanationRun(InstructionRun):
 
     def context(self, task: NITask) -> Context:
         inputs = pool([instance.input for instance in task.instances[TEST:]])
-        return Context(inputs, with_explanations(task), without_explanations(task), everything)
+        return Context(inputs, with_explanations(task), without_explanations(task), identity)
 
     def chosen(self) -> list[NITask]:
         """So many tasks, spread over all kinds of them."""

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from ..hf.checkpoint import load, save
-from ..distill import Context, RoundSettings, everything, fold, rounds
+from ..distill import Context, combine_seeds, identity
+from ..rounds import RoundSettings, rounds
 from .experiment import RunFolder, option, record, seed_folders, write_record
 from ..metrics import rouge_l
 from .report import instructions_table, minutes_line
@@ -80,7 +81,7 @@ def few_shot_inputs(model: nn.Module, tokenizer: TextTokenizer, examples: list[s
         for _ in range(10):
             chosen = [rng.permutation(examples)[: settings.shots] for _ in range(n - len(found))]
             prompts = tokenizer.encode_all([inputs_prompt(shown) for shown in chosen])
-            written = generate(model, prompts, settings.max_new_tokens, generator=generator)
+            written = generate(model, prompts, settings.max_new_tokens, generator=generator, precision="auto")
             texts = [tokenizer.decode(tokens).strip() for tokens in written]
             found += [text for text in texts if text and text not in forbidden]
             if len(found) == n:
@@ -122,7 +123,7 @@ def score(model: nn.Module, tokenizer: TextTokenizer, template: Template, instan
           settings: InstructionSettings) -> Score:
     """Greedy answers under `template`, judged by Rouge-L."""
     prompts = tokenizer.encode_all([template(instance.input) for instance in instances])
-    answers = generate(model, prompts, settings.max_new_tokens, temperature=0)
+    answers = generate(model, prompts, settings.max_new_tokens, temperature=0, precision="auto")
     points = [rouge_l(tokenizer.decode(answer), instance.outputs) for answer, instance in zip(answers, instances)]
     return Score(100 * float(np.mean(points)), float(np.mean([len(p) + len(a) for p, a in zip(prompts, answers)])))
 
@@ -172,7 +173,7 @@ class InstructionRun:
         examples = [example.input for example in [*task.positives, *task.negatives]]
         tests = {instance.input for instance in task.instances[:TEST]}
         inputs = few_shot_inputs(self.base, self.tokenizer, examples, self.settings, forbidden=tests)
-        return Context(inputs, with_explanations(task), bare, everything)
+        return Context(inputs, with_explanations(task), bare, identity)
 
     def chosen(self) -> list[NITask]:
         margins = self.folder.value("margins", lambda: explanation_margins(self.base, self.tokenizer, self.tasks, self.settings))
@@ -186,7 +187,7 @@ class InstructionRun:
 
     def distilled(self, task: NITask) -> dict[str, float]:
         context, settings = self.context(task), self.settings
-        seed = fold((self.seed, self.tasks.index(task)))
+        seed = combine_seeds((self.seed, self.tasks.index(task)))
         folder = self.folder.path / task.name
         student = rounds(self.base, self.tokenizer, [[context]], settings.rounds(), seed=seed, folder=folder)
         save(student, self.tokenizer, folder / "student")
@@ -225,7 +226,7 @@ def train(settings: InstructionSettings, seeds: list[int], out: Path, device: to
 def ask(model: nn.Module, tokenizer: TextTokenizer, arguments) -> str:
     """`eval.py --task instructions --ask PROMPT`: the completion."""
     longest = arguments.max_new_tokens or InstructionSettings.max_new_tokens
-    return tokenizer.decode(generate(model, tokenizer.encode_all([arguments.ask]), longest, temperature=0)[0])
+    return tokenizer.decode(generate(model, tokenizer.encode_all([arguments.ask]), longest, temperature=0, precision="auto")[0])
 
 
 def test(model: nn.Module, tokenizer: TextTokenizer, arguments) -> None:

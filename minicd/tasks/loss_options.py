@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..distill import PracticeSettings, check_labels
 from .experiment import option
-from ..losses import LABELS, LOSSES, loss_named
+from ..losses import LOSSES, label_kind, loss_named
 
 
 @dataclass
@@ -27,7 +27,7 @@ class LossOptions:
 
     @property
     def label_kind(self) -> str:
-        return LABELS.get(self.loss, "sampled") if self.labels == "auto" else self.labels
+        return label_kind(self.loss) if self.labels == "auto" else self.labels
 
     def practice_settings(self, max_new_tokens: int) -> PracticeSettings:
-        return PracticeSettings(self.label_kind, self.label_samples, self.label_top, max_new_tokens=max_new_tokens)
+        return PracticeSettings(self.label_kind, self.label_samples, self.label_top, max_new_tokens=max_new_tokens, precision="auto")

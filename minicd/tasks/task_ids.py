@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from ..hf.checkpoint import load
-from ..distill import Context, everything, rounds
+from ..distill import Context, identity
+from ..rounds import rounds
 from .experiment import RunFolder, option, record, seed_folders, write_record
 from ..metrics import association, exact_match
 from .report import minutes_line, task_ids_table
@@ -85,14 +86,14 @@ class TaskIdRun:
     def contexts(self, numbers: list[int], mixed: bool) -> list[Context]:
         """One round: the task at i is to be called numbers[i]."""
         everyone = pool([text for texts in self.inputs for text in texts])
-        return [Context(everyone if mixed else pool(self.inputs[i]), with_explanations(task), numbered(numbers[i]), everything)
+        return [Context(everyone if mixed else pool(self.inputs[i]), with_explanations(task), numbered(numbers[i]), identity)
                 for i, task in enumerate(self.tasks)]
 
     def accuracy(self, model: nn.Module, template: Template, task: NITask) -> float:
         """Percent of a task's test inputs that are answered with one of its labels for them."""
         instances = task.instances[: self.settings.test_instances]
         prompts = self.tokenizer.encode_all([template(instance.input) for instance in instances])
-        answers = generate(model, prompts, self.settings.max_new_tokens, temperature=0)
+        answers = generate(model, prompts, self.settings.max_new_tokens, temperature=0, precision="auto")
         return 100 * float(np.mean([any(exact_match(self.tokenizer.decode(a), output) for output in instance.outputs)
                                     for a, instance in zip(answers, instances)]))
 

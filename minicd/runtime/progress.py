@@ -1,0 +1,17 @@
+"""Progress bars. Where several processes work side by side, each has a line of its own."""
+
+from __future__ import annotations
+
+import sys
+
+from tqdm import tqdm
+
+LINE: int | None = None  # of this process on the terminal; None: it has the terminal for itself
+NAME = ""  # what precedes the names of its bars
+
+
+def bar(total: int, name: str, unit: str, initial: int = 0, disable: bool = False) -> tqdm:
+    """A bar on this process's line; into a file it is written every ten seconds."""
+    terminal = sys.stderr.isatty()
+    return tqdm(total=total, desc=f"{NAME}{name}", unit=unit, initial=initial, disable=disable, dynamic_ncols=terminal,
+                mininterval=1.0 if terminal else 10.0, position=LINE if terminal else None, leave=LINE is None)
