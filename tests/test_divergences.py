@@ -151,8 +151,31 @@ def test_padding_counts_for_nothing(name):
     assert (torch.autograd.grad(value, z)[0][0, 1] == 0).all()
 
 
+@pytest.mark.parametrize("gap", [10, 24, 30, 40])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+def test_a_student_who_is_sure_and_wrong_is_told_so(gap, dtype, tolerance):
+    """KL(q ‖ p) has the gradient p − q, however far p is from q: about (1, 0, 0) − (0.02, 0.49, 0.49)."""
+    label = exact([[0.02, 0.49, 0.49]])
+    label.weights = label.weights.to(dtype)
+    z = torch.tensor([[[gap, 0, 0]]], dtype=dtype).requires_grad_()
+    value = loss_named("exact")(z, label)
+    expected = 0.02 * math.log(0.02) + 0.98 * math.log(0.49) + 0.98 * gap + math.log1p(2 * math.exp(-gap))
+    assert value.item() == pytest.approx(expected, rel=1e-5)
+    (gradient,) = torch.autograd.grad(value.sum(), z)
+    p = torch.tensor([gap, 0, 0], dtype=torch.float64).softmax(-1)
+    assert torch.allclose(gradient[0, 0].double(), p - label.weights[0, 0].double(), rtol=0, atol=tolerance)
+    assert gradient[0, 0].tolist() == pytest.approx([0.98, -0.49, -0.49], abs=1e-4)
+
+
 def test_the_direction_decides_what_a_narrow_student_does():
-    """Two likely tokens, a student that can hold one: forward KL is infinite-like, reverse is about ln 2."""
+    """Two likely tokens, a student that can hold one: forward KL is as large as the gap, reverse is about ln 2.
+
+    So is its pull: towards the second token in one direction, and none in the other.
+    """
     label = exact([[0.5 - 1e-6, 0.5 - 1e-6, 2e-6]])
-    z = torch.tensor([[[30.0, 0.0, 0.0]]], dtype=torch.float64)
-    assert forward(z, label).item() > 5 and reverse(z, label).item() == pytest.approx(math.log(2), abs=1e-3)
+    z = torch.tensor([[[30.0, 0.0, 0.0]]], dtype=torch.float64).requires_grad_()
+    values = [loss(z, label) for loss in (forward, reverse)]
+    assert values[0].item() == pytest.approx(15 - math.log(2), abs=1e-3)
+    assert values[1].item() == pytest.approx(math.log(2), abs=1e-3)
+    pulls = [torch.autograd.grad(value.sum(), z)[0][0, 0].tolist() for value in values]
+    assert pulls[0] == pytest.approx([0.5, -0.5, 0], abs=1e-4) and pulls[1] == pytest.approx([0, 0, 0], abs=1e-9)
