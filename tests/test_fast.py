@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -159,15 +160,72 @@ def test_one_row_that_does_not_fit_and_other_errors_are_errors(prompts, monkeypa
         generate(model, prompts, 8)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_a_cuda_graph_changes_no_completion(model, prompts, monkeypatch):
-    device_model = model.to("cuda")
+class FailingStep:
+    """A recording that fails at its end, when it has moved the cache on."""
+
+    def __init__(self, model, tokens, cache):
+        cache.cache_position = torch.full((1,), cache.position)
+        model.step(tokens, cache)
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+
+def unrecorded(model, tokens, cache):
+    """The step that a RecordedStep would record."""
+    cache.cache_position = torch.full((1,), cache.position, device=tokens.device)
+    return partial(model.step, cache=cache)
+
+
+def sampled(model, prompts, temperature: float, precision: str = "fp32") -> list[list[int]]:
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(3)
+    return generate(model, prompts, 40, temperature, generator=generator, precision=precision)
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_a_recording_that_fails_at_its_end_changes_no_completion(model, prompts, monkeypatch, temperature):
+    expected = sampled(model, prompts, temperature)
+    monkeypatch.setattr(fast, "pays", lambda tokens, steps: True)
+    monkeypatch.setattr(fast, "RecordedStep", FailingStep)
+    with pytest.warns(UserWarning, match="goes on without a CUDA graph: operation not permitted when stream is capturing$"):
+        assert sampled(model, prompts, temperature) == expected
+
+
+def test_what_is_recorded_writes_what_is_not(model, prompts, monkeypatch):
+    """Run as it is, without a recording, also where rows leave the batch."""
+    expected = sampled(model, prompts, temperature=0)
+    used = []
+    monkeypatch.setattr(fast, "pays", lambda tokens, steps: True)
+    monkeypatch.setattr(fast, "RecordedStep", lambda *how: (used.append(1), unrecorded(*how))[1])
+    assert sampled(model, prompts, temperature=0) == expected and used
+
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+
+
+@pytest.fixture
+def on_cuda(model):
+    yield model.to("cuda")
+    model.to("cpu")
+
+
+@needs_cuda
+def test_a_cuda_graph_changes_no_completion(on_cuda, prompts, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        recorded = generate(device_model, prompts, 40, temperature=0)
+        recorded = sampled(on_cuda, prompts, temperature=0)
     monkeypatch.setattr(fast, "RECORD_FROM", 10**9)
-    assert recorded == generate(device_model, prompts, 40, temperature=0)
-    model.to("cpu")
+    assert recorded == sampled(on_cuda, prompts, temperature=0)
+
+
+@needs_cuda
+@pytest.mark.parametrize("temperature", [0, 1.0])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_cuda_graph_replays_its_step_exactly(on_cuda, prompts, monkeypatch, temperature, precision):
+    """Against the same step without a recording: a plain one attends to less memory, which bf16 may round otherwise."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        recorded = sampled(on_cuda, prompts, temperature, precision)
+    monkeypatch.setattr(fast, "RecordedStep", unrecorded)
+    assert recorded == sampled(on_cuda, prompts, temperature, precision)
 
 
 WORDS = ["zero", "one", "two", "three", "stop", "here"]

@@ -67,18 +67,23 @@ class RecordedStep:
     def __init__(self, model, tokens: Tensor, cache):
         self.tokens, self.cache = tokens.clone(), cache
         cache.cache_position = torch.full((1,), cache.position, device=tokens.device)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # libraries set themselves up in the first runs, which a recording must not contain
-            for _ in range(2):
-                model.step(self.tokens, cache)
-                cache.position -= 1
-                cache.cache_position -= 1
-        torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.logits = model.step(self.tokens, cache)
+        with torch.cuda.device(tokens.device):  # which need not be the one that is current
+            self.warm_up(model)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.logits = model.step(self.tokens, cache)
         cache.position -= 1
+
+    def warm_up(self, model) -> None:
+        """Libraries set themselves up in the first runs, which a recording must not contain."""
+        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                model.step(self.tokens, self.cache)
+                self.cache.position -= 1
+                self.cache.cache_position -= 1
+        current.wait_stream(stream)
 
     def __call__(self, tokens: Tensor) -> Tensor:
         self.tokens.copy_(tokens)
@@ -89,12 +94,18 @@ class RecordedStep:
 
 def stepper(model, tokens: Tensor, cache, steps: int) -> Callable[[Tensor], Tensor]:
     """A function tokens [B] → logits [B, V] for the coming steps: recorded on CUDA where that pays, else plain."""
-    if tokens.device.type == "cuda" and steps >= RECORD_FROM:
+    position = cache.position
+    if pays(tokens, steps):
         try:
             return RecordedStep(model, tokens, cache)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            warnings.warn(f"decoding goes on without a CUDA graph: {str(error).splitlines()[0]}")
-            cache.cache_position = None
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            warnings.warn(f"decoding goes on without a CUDA graph: {reason}")
+            cache.position, cache.cache_position = position, None  # a recording may fail when it has moved them on
     return partial(model.step, cache=cache)
+
+
+def pays(tokens: Tensor, steps: int) -> bool:
+    return tokens.device.type == "cuda" and steps >= RECORD_FROM
