@@ -108,13 +108,20 @@ def test_an_error_inside_leaves_the_model_unpacked():
     assert not any("forward" in vars(m) or "head" in vars(m) for m in model.modules())
 
 
-def test_packed_under_autocast_is_bf16():
-    model, x = tiny_t5(30), torch.randn(4, 16)
-    with torch.no_grad(), packed(model), torch.autocast("cpu", torch.bfloat16):
+@pytest.mark.parametrize("supported", [True, False])
+def test_packed_under_autocast_is_bf16(monkeypatch, supported):
+    """On a CPU for which oneDNN has no such product, the plain one must do."""
+    if supported and not (fast.can_pack() and fast.packs_bf16()):
+        pytest.skip("this CPU multiplies no packed bf16")
+    monkeypatch.setattr(fast, "PACKED_PAYS", 0)
+    monkeypatch.setattr(fast, "packs_bf16", lambda: supported)
+    model, x = tiny_t5(30), torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         linear = fast.PackedLinear(model.lm_head.weight)
         expected = torch.nn.functional.linear(x, model.lm_head.weight)
         for _ in range(3):  # plain, packed, packed already
             assert torch.allclose(linear(x), expected, atol=1e-2) and linear(x).dtype == torch.bfloat16
+    assert (linear.prepared is not None) == supported
 
 
 def short_of_memory(monkeypatch, model, most: int, error: Exception) -> list[int]:

@@ -25,9 +25,9 @@ class PackedLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.numel() // x.shape[-1]
-        if rows * self.weight.numel() < PACKED_PAYS:
-            return F.linear(x, self.weight, self.bias)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.weight.dtype
+        if rows * self.weight.numel() < PACKED_PAYS or (dtype == torch.bfloat16 and not packs_bf16()):
+            return F.linear(x, self.weight, self.bias)
         if self.uses == 0:
             self.prepared = self.weight.detach().to(dtype), None if self.bias is None else self.bias.detach().to(dtype)
         elif self.uses == 1:  # what is used once, an encoder's matrices, is not worth it
@@ -58,7 +58,12 @@ def packed(model: nn.Module):
 def can_pack() -> bool:
     """PyTorch's operators for packed weights are not part of its documented interface: another version may lack them."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise") \
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight") and hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
+
+
+def packs_bf16() -> bool:
+    """oneDNN multiplies bf16 on CPUs with AVX-512 only; PyTorch's plain product does on all."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class RecordedStep:
