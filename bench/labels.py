@@ -33,8 +33,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from bench.records import parsed, publish
-from minicd.tasks.commands import Parser, count, guarded
+from bench.common import Parser, count, guarded, parsed, png, publish
 from minicd.distill import PracticeSettings, soft_labels
 from minicd.labels import Examples, LabelBatch, Ragged, SoftLabels
 from minicd.losses import LOSSES, label_kind, mean_over_answers
@@ -44,6 +43,7 @@ SHAPE = (4, 32)  # answers and their tokens
 EXPONENTS = (1.0, 10.0)
 SAMPLES, TOPS = (1, 10, 100, 1000), (1, 4, 16, 64, 256)
 KINDS = ("sampled", "top", "exact")  # of a stored label
+CURVES = (("sampled", "o", "N samples"), ("top", "s", "k likeliest tokens and the tail"))  # of the plot
 MIB = 2**20
 
 
@@ -221,25 +221,17 @@ def measure(vocabulary: int, arguments) -> dict[str, Any]:
 
 def plot(results: list[dict[str, Any]], path: Path) -> bool:
     """The gradient's relative error by the size of the label. Whether it could be drawn."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no plot: matplotlib is not installed")
-        return False
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    figure, axes = pyplot.subplots(figsize=(5.5, 3.5))
-    for i, result in enumerate(results):
-        for kind, marker, title in (("sampled", "o", "N samples"), ("top", "s", "k likeliest tokens and the tail")):
-            curve(axes, [row for row in result["gradient"] if row["label"] == kind], title, result["vocabulary"],
-                  marker=marker, color=f"C{i}", markerfacecolor=f"C{i}" if kind == "sampled" else "white")
-    axes.set(xscale="log", yscale="log", xlabel="samples N, or tokens k", ylabel="relative error of the gradient")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
-    print(f"plot in {path}")
-    return True
+    def draw(axes) -> None:
+        for i, result in enumerate(results):
+            for kind, marker, title in CURVES:
+                rows = [row for row in result["gradient"] if row["label"] == kind]
+                curve(axes, rows, title, result["vocabulary"], marker=marker, color=f"C{i}",
+                      markerfacecolor=f"C{i}" if kind == "sampled" else "white")
+        axes.set(xscale="log", yscale="log", xlabel="samples N, or tokens k",
+                 ylabel="relative error of the gradient")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    return png(path, (5.5, 3.5), draw)
 
 
 def curve(axes, rows: list[dict[str, Any]], title: str, vocabulary: int, **how: Any) -> None:

@@ -12,23 +12,17 @@ differences are divided by the standard deviation of the logits; above TOLERANCE
 from __future__ import annotations
 
 import random
-import sys
 import tempfile
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
 from typing import Any, Callable
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
-from bench.records import publish
+from bench.common import ROOT, Parser, count, guarded, import_transformers, publish
 from minicd import sampling
 from minicd.hf.checkpoint import load, save
-from minicd.tasks.commands import Parser, count, guarded
-from minicd.runtime.device import autocast
-from minicd.tasks.experiment import ROOT
 from minicd.tokenizer import word_tokenizer
 
 TOLERANCE = 1e-4
@@ -107,12 +101,12 @@ FAMILIES: dict[str, Callable[[random.Random], dict[str, Any]]] = {
 
 def main() -> None:
     arguments = parse()
-    import_transformers()
+    version = import_transformers().__version__
     results = [family_result(family, arguments.draws, arguments.seed) for family in arguments.families]
     if arguments.publish:
         settings = {"draws": arguments.draws, "seed": arguments.seed, "tolerance": TOLERANCE}
-        publish(ROOT / "results" / "bench-parity.json", torch.device("cpu"), settings, results,
-                transformers=sys.modules["transformers"].__version__)
+        path = ROOT / "results" / "bench-parity.json"
+        publish(path, torch.device("cpu"), settings, results, transformers=version)
     wrong = sum(result["mismatches"] for result in results)
     if wrong:
         raise ValueError(f"{wrong} of {arguments.draws * len(results)} configurations differ from transformers")
@@ -126,16 +120,6 @@ def parse() -> Any:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--publish", action="store_true", help="write results/bench-parity.json")
     return parser.parse_args()
-
-
-def import_transformers() -> Any:
-    try:
-        import transformers
-    except ImportError:
-        raise ValueError("this compares with Hugging Face transformers, which is missing: pip install transformers") from None
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    return transformers
 
 
 def family_result(family: str, draws: int, seed: int) -> dict[str, Any]:
@@ -246,8 +230,7 @@ def largest(ours: list[Tensor], theirs: list[Tensor]) -> float:
 
 def completions(model: nn.Module, theirs: Any, prompts: Rows) -> dict[str, int]:
     """How many greedy completions are equal, and how many differ only since two tokens were as good as each other."""
-    with mock.patch.object(sampling, "autocast", partial(autocast, precision="fp32")):
-        ours = sampling.generate(model, prompts, NEW_TOKENS, temperature=0)
+    ours = sampling.generate(model, prompts, NEW_TOKENS, temperature=0, precision="fp32")
     expected = [their_completion(theirs, prompt) for prompt in prompts]
     ties = [a != b and tie(theirs, prompt, a + [EOS], b + [EOS]) for prompt, a, b in zip(prompts, ours, expected)]
     return {"completions": len(prompts), "equal": sum(map(list.__eq__, ours, expected)), "ties": sum(ties)}

@@ -16,7 +16,6 @@ import ctypes
 import multiprocessing
 import random
 import re
-import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -24,17 +23,14 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
-from unittest import mock
 
 import torch
 from torch import nn
 
-from bench.parity import import_transformers
-from bench.records import parsed, publish
-from bench.train import SMALL, turns
+from bench.common import Parser, count, guarded, import_transformers, parsed, publish, turns
+from bench.train import SMALL
 from minicd import sampling
 from minicd.hf.checkpoint import load, save
-from minicd.tasks.commands import Parser, count, guarded
 from minicd.runtime.device import autocast, hardware
 from minicd.hf.families import build, read_config
 from minicd.t5 import T5, initialise
@@ -99,13 +95,16 @@ def draw(model: nn.Module) -> None:
 
 
 def minicd_side(folder: str, precision: str, device: torch.device) -> tuple[Callable[..., Rows], nn.Module]:
-    """A function (prompts, new tokens, stop ids) → completions, and its model. bf16 is left to what generate does by itself."""
+    """A function (prompts, new tokens, stop ids) → completions, and its model.
+
+    bf16 is run as the experiments run it.
+    """
     model, _ = load(folder, device, DTYPES[precision])
 
     def write(prompts: Rows, new: int, stop: list[int]) -> Rows:
         model.config = replace(model.config, eos_token_id=stop[0] if stop else model.config.vocab_size)  # the latter never comes
-        with mock.patch.object(sampling, "autocast", partial(autocast, precision="fp32" if precision == "fp32" else "auto")):
-            return sampling.generate(model, prompts, new, temperature=0, stop=stop, batch_size=len(prompts))
+        return sampling.generate(model, prompts, new, temperature=0, stop=stop, batch_size=len(prompts),
+                                 precision="auto" if precision == "bf16" else precision)
     return write, model
 
 
@@ -264,7 +263,7 @@ def parse() -> Any:
 
 def main() -> None:
     arguments, results = parse(), []
-    import_transformers()
+    version = import_transformers().__version__
     arguments.copy_gbps = copy_speed(arguments.device)
     print(f"{hardware(arguments.device)}; a copy runs at {arguments.copy_gbps:.1f} GB/s", flush=True)
     names = arguments.shape or [name for name in SHAPES if name != LARGE or arguments.device.type == "cuda"]
@@ -276,7 +275,7 @@ def main() -> None:
     settings = {key: getattr(arguments, key) for key in ("rounds", "cpu_time", "batch")} | {"temperature": 0}
     settings["shapes"] = {name: asdict(SHAPES[name][0]) for name in names}
     publish(arguments.out, arguments.device, settings, results, copy_gbps=arguments.copy_gbps,
-            transformers=sys.modules["transformers"].__version__)
+            transformers=version)
     wrong = [row["what"] for row in results if row["precision"] == "fp32" and row["same_completions"] < SAME]
     if wrong:
         raise ValueError(f"the two sides wrote different completions: {'; '.join(wrong)}")

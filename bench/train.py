@@ -11,31 +11,24 @@ compute the same loss. Random weights write a fixed number of tokens; "pocket sc
 from __future__ import annotations
 
 import random
-import statistics
-import sys
 import tempfile
-import time
 from dataclasses import asdict, replace
 from functools import partial
 from types import SimpleNamespace as Shape
 from typing import Any, Callable
-from unittest import mock
 
 import numpy as np
 import torch
 
-from bench.records import parsed, publish
+from bench.common import ROOT, Parser, guarded, import_transformers, parsed, publish, turns
 from data.world.bases import pocket_config
 from data.world.lists import operation, pocket_tokenizer
 from minicd import sampling
 from minicd.hf.checkpoint import load, save
-from minicd.tasks.commands import Parser, guarded
 from minicd.runtime.device import autocast
-from minicd.tasks.experiment import ROOT
 from minicd.labels import LabelBatch
 from minicd.t5 import T5, T5Config, initialise
 from minicd.tasks.addition_questions import draw_questions, teacher_template
-
 from minicd.training import FitSettings, Run
 
 PROMPT, ANSWER = 21, 10  # tokens of an example
@@ -57,12 +50,7 @@ def batch(config: T5Config, size: int, device: torch.device | str = "cpu") -> tu
 
 def pair(model: T5, tokenizer, device: torch.device) -> tuple[T5, Any]:
     """The model and transformers' model of the same weights. Raises ValueError where their losses differ (in fp32)."""
-    try:
-        import transformers
-    except ImportError:
-        raise ValueError("this compares with Hugging Face transformers, which is missing: pip install transformers") from None
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    transformers = import_transformers()
     with tempfile.TemporaryDirectory() as folder:
         save(model, tokenizer, folder)
         other = transformers.T5ForConditionalGeneration.from_pretrained(folder).to(device).eval()
@@ -96,8 +84,8 @@ def their_updates(model, data, steps: int, precision: str) -> Callable[[], None]
 
 
 def our_labels(model: T5, prompts: list[list[int]], tokens: int, temperature: float, precision: str) -> list[list[int]]:
-    with mock.patch.object(sampling, "autocast", partial(autocast, precision=precision)):
-        return sampling.generate(model, prompts, tokens, temperature, batch_size=len(prompts))
+    return sampling.generate(model, prompts, tokens, temperature, batch_size=len(prompts),
+                             precision=precision)
 
 
 def their_labels(model, stop: int | None, prompts: list, tokens: int, temperature: float, precision: str) -> list[list[int]]:
@@ -107,26 +95,6 @@ def their_labels(model, stop: int | None, prompts: list, tokens: int, temperatur
     with autocast(model.device, precision), torch.no_grad():
         out = model.generate(input_ids=ids, attention_mask=ids != 0, max_new_tokens=tokens, eos_token_id=stop, **how)
     return [row[: row.index(stop)] if stop in row else row for row in out[:, 1:].tolist()]
-
-
-def turns(what: str, work: int, arguments, **sides: Callable) -> dict[str, Any]:
-    """Time two sides in turn: work per second in every round, medians, the first's median ÷ the second's."""
-    (a, b), values, seconds = sides, {}, {name: [] for name in sides}
-    clock = time.process_time if arguments.cpu_time else time.perf_counter
-    wait = torch.cuda.synchronize if arguments.device.type == "cuda" else int
-    for _ in range(arguments.rounds + 1):
-        for name, side in sides.items():
-            wait()
-            start, values[name], _ = clock(), side(), wait()
-            seconds[name].append(clock() - start)
-    rates = {name: [round(work / s, 1) for s in times[1:]] for name, times in seconds.items()}
-    median = {name: statistics.median(rates[name]) for name in sides}
-    ratio, first = round(median[a] / median[b], 2), {name: round(seconds[name][0], 2) for name in sides}
-    result = {"what": what, "median": median, "ratio": ratio, "rounds": rates, "first_turn_seconds": first}
-    if values[a]:  # completions
-        result["same_completions"] = round(statistics.mean(map(list.__eq__, values[a], values[b])), 3)
-    print(f"{what:46} {a} {median[a]:8.1f}  {b} {median[b]:8.1f}  ratio {ratio:.2f}  first turn {first[a]:.1f} s", flush=True)
-    return result
 
 
 def compare(name: str, shape: Shape, precision: str, arguments) -> list[dict[str, Any]]:
@@ -184,7 +152,7 @@ def main() -> None:
                 **{key: getattr(arguments, key) for key in ("rounds", "temperature", "cpu_time", "model")}}
     settings["shapes"] = {name: {**vars(SHAPES[name]), "config": asdict(SHAPES[name].config)} for name in names}
     publish(arguments.out, arguments.device, settings, results,
-            transformers=None if arguments.compile else sys.modules["transformers"].__version__)
+            transformers=None if arguments.compile else import_transformers().__version__)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""bench/labels.py: its figures against what is known by hand, and the table that README shows of them."""
+"""bench/labels.py: its figures against what is known by hand, and the table of them."""
 
 import json
 import sys
@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from bench import labels as bench
+from bench.tables import TABLES
 from minicd.labels import SoftLabels
-from minicd.tasks.report import labels_section
 
 CPU = torch.device("cpu")
 
@@ -52,10 +52,10 @@ def test_errors_of_the_gradient():
         assert found["sampled", n]["whole"] == pytest.approx(found["sampled", n]["expected_whole"], rel=0.25)
 
 
-def test_the_record_has_what_readme_shows(tmp_path, monkeypatch):
+def test_the_record_has_what_its_table_shows(tmp_path, monkeypatch):
     out = tmp_path / "bench-labels.json"
     monkeypatch.setattr(sys, "argv", ["labels.py", "--vocabulary", "60", "--rounds", "1", "--device", "cpu", "--out", str(out)])
     monkeypatch.setattr(bench, "plot", lambda results, path: False)
     bench.main()
-    section = labels_section(json.loads(out.read_text()))
+    section = TABLES["bench-labels"][1](json.loads(out.read_text()))
     assert "100 samples" in section and "empirical" in section and ".png" not in section

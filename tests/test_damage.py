@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from test_checkpoint import FIXTURES, change_config, change_weights, refused, same, to_pickle
 
 from minicd.hf import checkpoint
-from minicd.tasks.commands import guarded
+from minicd.tasks.settings import guarded
 
 ROOT = Path(__file__).resolve().parent.parent
 Q = "encoder.block.0.layer.0.SelfAttention.q.weight"

@@ -1,0 +1,109 @@
+"""Records of the benchmarks → Markdown, from the JSON in results/."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+from minicd.tasks.report import pm, table
+
+Record = dict[str, Any]
+SIDES = ("minicd", "transformers")
+
+
+def train_table(record: Record) -> str:
+    """Training and labelling beside Hugging Face transformers, from bench/train.py."""
+    rows = [[row["what"], *speeds(row)] for row in record["results"]]
+    return f"{table(['', *SIDES, 'ratio'], rows)}\n\n{rounds_line(record)}"
+
+
+def sampling_table(record: Record) -> str:
+    """Tokens written per second beside Hugging Face transformers, from bench/sampling.py."""
+    head = ["model", "precision", "batch", "prompt → new tokens", *SIDES, "ratio"]
+    rows = [[row["shape"], row["precision"], row["batch"], lengths(row), *speeds(row)]
+            for row in record["results"]]
+    return f"{table(head, rows)}\n\n{rounds_line(record)}"
+
+
+def speeds(row: Record) -> list[str]:
+    """Medians of both sides, and ours ÷ theirs."""
+    return [*(f"{row['median'][side]:,.0f}" for side in SIDES), f"{row['ratio']:.2f}"]
+
+
+def lengths(row: Record) -> str:
+    prompt = "–".join(map(str, row["prompt"])) if isinstance(row["prompt"], list) else row["prompt"]
+    return f"{prompt} → {'up to ' * row['stop']}{row['new']}"
+
+
+def labels_table(record: Record) -> str:
+    """What sparse labels save against the dense form, from bench/labels.py."""
+    results = record["results"]
+    head = [f"vocabulary {result['vocabulary']:,} {result['model']}".rstrip() for result in results]
+    rows = label_rows(results, record["settings"]) + loss_rows(results)
+    return f"{table(['times less than dense', *head], rows)}\n\n{seeds_line(record)}"
+
+
+def label_rows(results: list[Record], settings: Record) -> list[list[str]]:
+    """A row for each kind of label: its bytes in the file of a practice set."""
+    kinds = {"sampled": f"{settings['samples']} samples", "top": f"top-{settings['top']}", "exact": "exact"}
+    return [[f"label of a token in the file: {title}",
+             *(saving(result["bytes"]["dense"], result["bytes"][kind], "bytes") for result in results)]
+            for kind, title in kinds.items()]
+
+
+def loss_rows(results: list[Record]) -> list[list[str]]:
+    """A row for each loss: peak memory and time of its value and gradient."""
+    def cell(losses: Record, name: str) -> str:
+        dense, own = losses["dense KL"], losses[name]
+        return f"{saving(dense['peak_mib'], own['peak_mib'], 'MiB')}, {saving(dense['ms'], own['ms'], 'ms')}"
+    return [[f"loss and gradient: {name}", *(cell(result["losses"], name) for result in results)]
+            for name in results[0]["losses"]]
+
+
+def saving(dense: float, own: float, unit: str) -> str:
+    ratio = dense / own
+    return f"{ratio:,.{0 if ratio >= 10 else 1 if ratio >= 1 else 2}f}× ({own:,.0f} {unit})"
+
+
+def labelled_table(record: Record) -> str:
+    """Teacher accuracy by number of labelled scratchpads, from bench/labelled.py."""
+    metrics = record["metrics"]
+    row = ["teacher, % of 500 validation questions", *map(pm, metrics.values())]
+    return f"{table(['labelled scratchpads', *metrics], [row])}\n\n{seeds_line(record)}"
+
+
+def parity_table(record: Record) -> str:
+    """The largest differences from Hugging Face transformers, from bench/parity.py."""
+    head = ["family", "models", "logits, absolute", "÷ their spread", "saved and read back",
+            "equal completions", "ties", "mismatches"]
+    differences = ("absolute", "relative", "saved")
+    rows = [[row["family"], row["configurations"],
+             *(f"{row[key]:.1e}" if row[key] else "0" for key in differences),
+             f"{row['equal']} of {row['completions']}", row["ties"], row["mismatches"]]
+            for row in record["results"]]
+    tolerance = f"tolerance {record['settings']['tolerance']:.0e} of the spread"
+    return f"{table(head, rows)}\n\n(Largest differences of random models, {tolerance}, {machine(record)}.)"
+
+
+def rounds_line(record: Record) -> str:
+    return f"(Median of {record['settings']['rounds']} alternating rounds, {machine(record)}.)"
+
+
+def seeds_line(record: Record) -> str:
+    return f"({len(record['seeds'])} seeds, {machine(record)}.)"
+
+
+def machine(record: Record) -> str:
+    """What ran where."""
+    names = {"torch": "PyTorch", "transformers": "transformers"}
+    libraries = [f"{name} {record[key]}" for key, name in names.items() if record.get(key)]
+    commit, command = f"commit {record['commit']}", f"`{record['command']}`"
+    return ", ".join([record["hardware"], *libraries, commit, command])
+
+
+# A record's name in results/ → its title and the function that shows it.
+TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
+    "bench-parity": ("The same numbers as transformers", parity_table),
+    "bench-train": ("Training and labelling speed", train_table),
+    "bench-sampling": ("Decoding speed, tokens per second", sampling_table),
+    "bench-labels": ("Cost of soft labels", labels_table),
+    "addition-labelled": ("Labelled scratchpads that the teacher needs", labelled_table)}
