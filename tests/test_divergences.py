@@ -178,4 +178,5 @@ def test_the_direction_decides_what_a_narrow_student_does():
     assert values[0].item() == pytest.approx(15 - math.log(2), abs=1e-3)
     assert values[1].item() == pytest.approx(math.log(2), abs=1e-3)
     pulls = [torch.autograd.grad(value.sum(), z)[0][0, 0].tolist() for value in values]
-    assert pulls[0] == pytest.approx([0.5, -0.5, 0], abs=1e-4) and pulls[1] == pytest.approx([0, 0, 0], abs=1e-9)
+    assert pulls[0] == pytest.approx([0.5, -0.5, 0], abs=1e-4)
+    assert pulls[1] == pytest.approx([0, 0, 0], abs=1e-9)

@@ -147,7 +147,8 @@ def test_split_and_join_move_whole_labels():
     labels = SoftLabels.sample(torch.randn(6, 8, generator=seeded(0)), 5, seeded(1))
     expected = dense(labels, 8)
     one, none, other = labels.split([2, 0, 4])
-    assert torch.equal(dense(one, 8), expected[:2]) and torch.equal(dense(other, 8), expected[2:]) and len(none.ids) == 0
+    assert torch.equal(dense(one, 8), expected[:2]) and torch.equal(dense(other, 8), expected[2:])
+    assert len(none.ids) == len(none.weights) == 0
     moved = SoftLabels.join([other, none, one])
     assert torch.equal(dense(moved, 8), expected[[2, 3, 4, 5, 0, 1]])
     back = SoftLabels.join([one, none, other])
@@ -156,15 +157,16 @@ def test_split_and_join_move_whole_labels():
 
 
 def test_split_by_hand():
-    """Three positions, which name one, three and two tokens: the first is one answer's, the others another's."""
+    """Three positions, which name one, three and two tokens: the first one answer's, the others another's."""
     labels = SoftLabels(Ragged.of([[7], [1, 2, 3], [4, 5]]), torch.tensor([9, 1, 2, 3, 4, 5]))
     first, second = labels.split([1, 2])
     assert first.ids[0] == [7] and first.weights.tolist() == [9]
-    assert [second.ids[i] for i in range(2)] == [[1, 2, 3], [4, 5]] and second.weights.tolist() == [1, 2, 3, 4, 5]
+    assert [second.ids[i] for i in range(2)] == [[1, 2, 3], [4, 5]]
+    assert second.weights.tolist() == [1, 2, 3, 4, 5]
 
 
 def test_stop_tokens_stand_between_the_soft_labels_of_the_answers():
-    """Answers of two, no and one token: their labels in turn, and after each answer one label that is sure to stop."""
+    """Answers of two, no and one token: their labels in turn, and after each answer a sure one to stop."""
     logits = [torch.full((n, 6), -1e4) for n in (2, 0, 1)]
     logits[0][0, 4], logits[0][1, 5], logits[2][0, 3] = 1e4, 1e4, 1e4  # the teacher is certain: of 4, 5 and 3
     answers, labels = label([[2, 3], [], [5]], logits, 1, PracticeSettings(label_samples=10), seeded(0))
@@ -195,7 +197,8 @@ def test_a_practice_set_without_raw_inputs_loads(examples, tmp_path):
     assert "inputs.values" not in load_file(tmp_path / "practice")
     loaded = Examples.load(tmp_path / "practice")
     assert same(loaded, examples)
-    for without in (loaded, Examples.join([with_inputs(examples), loaded]), Examples.join([loaded, with_inputs(examples)])):
+    mixed = [Examples.join(parts) for parts in ([with_inputs(examples), loaded], [loaded, with_inputs(examples)])]
+    for without in (loaded, *mixed):
         with pytest.raises(ValueError, match="do not hold their raw inputs"):
             without.input(0)
 

@@ -187,7 +187,8 @@ def test_one_token_of_a_long_answer_weighs_as_much_as_a_short_answer():
 
 
 def test_every_loss_names_its_kind_of_label_and_a_mere_function_takes_samples(monkeypatch):
-    kinds = {"empirical": "sampled", "hard": "sampled", "exact": "exact", "topk": "top", "reverse": "exact", "jsd": "exact"}
+    kinds = {"empirical": "sampled", "hard": "sampled", "exact": "exact", "topk": "top", "reverse": "exact",
+             "jsd": "exact"}
     assert {name: label_kind(name) for name in LOSSES} == kinds
     monkeypatch.setitem(LOSSES, "mine", lambda logits, labels: logits[..., 0])
     assert label_kind("mine") == "sampled" and torch.equal(loss_named("mine")(LOGITS, None), LOGITS[..., 0])

@@ -25,7 +25,7 @@ TOKENIZER = word_tokenizer([*LETTERS, "one", "two", "three", "student", "other"]
 PRACTICE = PracticeSettings(max_new_tokens=6)
 SETTINGS = RoundSettings(PRACTICE, FitSettings(lr=1e-2, loss="empirical", batch_size=8), items=48, epochs=4)
 # Enough for a student whose distance from the teacher halves or nearly so, whatever the processor's rounding.
-LEARN = RoundSettings(PRACTICE, FitSettings(lr=5e-3, loss="empirical", batch_size=8, decay=0.5), items=256, epochs=4)
+LEARN = RoundSettings(PRACTICE, replace(SETTINGS.fit, lr=5e-3, decay=0.5), items=256, epochs=4)
 
 
 def letters(n: int, rng: np.random.Generator) -> list[str]:

@@ -216,9 +216,9 @@ def test_settings_out_of_range(model, wrong):
 
 
 def test_an_unknown_precision_is_named(model):
-    for call in (lambda: generate(model, [[3]], 5, precision="half"), lambda: score(model, [[3]], [[4]], precision="half")):
+    for call, what in ((generate, 5), (score, [[4]])):
         with pytest.raises(ValueError, match="precision 'half' is unknown; known: auto, bf16, fp32"):
-            call()
+            call(model, [[3]], what, precision="half")
 
 
 def test_an_empty_prompt_is_named(model):
