@@ -14,6 +14,7 @@ from helpers import tiny_t5
 from safetensors.torch import load_file
 
 from minicd.labels import Examples
+from minicd.runtime.muon import Muon
 from minicd.training import CHECK_EVERY, Epochs, FitSettings, Run, fit, learning_rate, length_buckets
 
 STEPS = 3 * CHECK_EVERY + 10
@@ -248,6 +249,23 @@ def test_muon_has_the_matrices_inside_the_layers_and_adamw_the_rest():
     assert "encoder.blocks.0.attention.q.weight" in names and "decoder.blocks.0.feed_forward.wo.weight" in names
     assert not any(part in name for name in names for part in ("shared", "lm_head", "norm", "relative_bias"))
     assert adamw | muon == {id(p) for p in model.parameters()} and not adamw & muon
+
+
+def test_muon_is_pytorchs_muon():
+    """Tall, wide and square matrices, several of a shape; the bf16 inside rounds otherwise in a batched product."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(16, 8), (8, 16), (8, 16), (12, 12)]
+    ours, theirs = ([torch.nn.Parameter(torch.zeros(shape)) for shape in shapes] for _ in range(2))
+    optimisers = [Muon(ours, lr=0.01),
+                  torch.optim.Muon(theirs, lr=0.01, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")]
+    for _ in range(4):
+        for one, other in zip(ours, theirs):
+            one.grad = torch.randn(one.shape, generator=generator)
+            other.grad = one.grad.clone()
+        for optimiser in optimisers:
+            optimiser.step()
+    for one, other in zip(ours, theirs):
+        assert (one - other).norm() < 0.02 * other.norm()
 
 
 def test_learning_rate_by_hand():
