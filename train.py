@@ -2,48 +2,44 @@
 
 from __future__ import annotations
 
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-from data.world import bases
-from minicd.tasks.commands import Parser, add_settings, choose, guarded, settings_from
+from data.world.bases import Pocket
+from minicd import tasks
 from minicd.runtime.device import pick_device
-from minicd.tasks import addition, explanations, instructions, task_ids
+from minicd.runtime.jobs import usual_jobs
+from minicd.tasks.run import train
+from minicd.tasks.settings import command_line, guarded, option, settings_from
 
-TASKS = {"addition": addition, "instructions": instructions, "explanations": explanations, "task_ids": task_ids, "pocket": bases}
+TASKS = {**tasks.TASKS, "pocket": Pocket}
+
+
+@dataclass
+class Flags:
+    """What every run has, whatever the experiment."""
+
+    task: str = option("", f"the experiment: {', '.join(TASKS)}; with --help, its settings too")
+    out: str = option("", "run folder, runs/TASK unless told otherwise; a rerun resumes what it finds there")
+    seeds: list[int] = option(lambda: [0], "a run for each; several give mean and spread", least=0)
+    device: str = option("auto", "cpu, cuda, or auto: cuda where there is one")
+    jobs: int = option(0, "stages and seeds side by side; 0: as many as cores on a CPU, else one", least=0, most=256)
+    quick: bool = option(False, "the same stages in a minute or two, on a smaller problem")
+    publish: bool = option(False, "also write the record into results/, from which README is made")
 
 
 def main() -> None:
-    parser = Parser(__doc__)
-    parser.add_argument("--task", help=f"the experiment: {', '.join(TASKS)}; with --help, its settings too")
-    parser.add_argument("--out", type=Path, help="run folder (default: runs/TASK); a rerun resumes what it finds there")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a run for each; several give mean and spread")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (default): cuda where there is one")
-    parser.add_argument("--quick", action="store_true", help="the same stages in about a minute, on a smaller problem")
-    parser.add_argument("--publish", action="store_true", help="also write the record into results/, from which README is made")
-    task = choose(task_name(parser), TASKS)
-    add_settings(parser, task.Settings)
-    arguments = parser.parse_args()
-    if arguments.quick and arguments.publish:
+    arguments, flags, task = command_line(__doc__, Flags, TASKS, lambda kind: (kind.Settings, kind.SCALES["pocket"]))
+    if flags.quick and flags.publish:
         raise ValueError("--publish is for whole runs, not for --quick ones")
     scale = task.SCALES.get(arguments.scale or "pocket")
     if scale is None:
         raise ValueError(f"--scale {arguments.scale}: known scales are {', '.join(task.SCALES)}")
-    settings = settings_from(arguments, task.Settings, scale, task.QUICK if arguments.quick else {})
-    out = arguments.out or Path("runs") / (arguments.task + ("-quick" if arguments.quick else ""))
-    task.train(settings, list(dict.fromkeys(arguments.seeds)), out, pick_device(arguments.device), arguments.publish)
-
-
-def task_name(parser: Parser) -> str:
-    """Look for --task before the other flags are known, since they depend on it."""
-    words = sys.argv[1:]
-    for i, word in enumerate(words):
-        if word.startswith("--task="):
-            return word.removeprefix("--task=")
-        if word == "--task" and i + 1 < len(words):
-            return words[i + 1]
-    parser.parse_args()  # shows --help, or names an unknown flag
-    parser.error(f"--task is missing; tasks: {', '.join(TASKS)}")
+    settings = settings_from(arguments, task.Settings, scale, task.QUICK if flags.quick else {})
+    out = Path(flags.out or Path("runs") / (flags.task + "-quick" * flags.quick))
+    device = pick_device(flags.device)
+    train(flags.task, task, settings, list(dict.fromkeys(flags.seeds)), out, device, jobs=flags.jobs or usual_jobs(device),
+          quick=flags.quick, publish=flags.publish)
 
 
 if __name__ == "__main__":

@@ -76,29 +76,33 @@ def practice(teacher: nn.Module, tokenizer: TextTokenizer, context: Context, n: 
         if path and path.exists():
             parts.append(Examples.load(path))
             continue
-        size = min(settings.chunk, n - start)
-        part = practice_chunk(teacher, tokenizer, context, size, settings, seed=(seed, i), name=f"{name} {start + size}/{n}")
-        if len(part) < size / 10:
-            raise NoAnswers(f"only {len(part)} of {size} completions of the teacher have an extractable answer; train the "
-                            "teacher longer, or check that its prompt and the extractor fit together")
+        part = practice_chunk(teacher, tokenizer, context, n, i, settings, seed=seed, name=name)
         if path:
             part.save(path)
         parts.append(part)
     return Examples.join(parts)
 
 
-def practice_chunk(teacher: nn.Module, tokenizer: TextTokenizer, context: Context, n: int, settings: PracticeSettings,
-                   seed: tuple[int, ...], name: str) -> Examples:
-    """One chunk of `practice`: two passes, `generate` draws y and `label` asks for the teacher's distributions at f(y)."""
-    rng, device = np.random.default_rng(seed), next(teacher.parameters()).device
-    generator = torch.Generator(device).manual_seed(combine_seeds(seed))
-    inputs = context.inputs(n, rng)
+def practice_chunk(teacher: nn.Module, tokenizer: TextTokenizer, context: Context, n: int, chunk: int,
+                   settings: PracticeSettings, *, seed: int = 0, name: str = "practice") -> Examples:
+    """Chunk number `chunk` of `practice`: `generate` draws y, then `label` asks for the teacher's distributions at f(y).
+
+    It depends on no other chunk, so chunks can be made side by side.
+    """
+    start, device = chunk * settings.chunk, next(teacher.parameters()).device
+    size = min(settings.chunk, n - start)
+    rng, generator = np.random.default_rng((seed, chunk)), torch.Generator(device).manual_seed(combine_seeds((seed, chunk)))
+    inputs = context.inputs(size, rng)
     prompts = [tokenizer.encode_all([template(x) for x in inputs]) for template in context.teachers]
-    drawn_from = rng.integers(len(prompts), size=n) if len(prompts) > 1 else [0] * n  # one prompt of an ensemble samples y
+    drawn_from = rng.integers(len(prompts), size=size) if len(prompts) > 1 else [0] * size  # one of an ensemble samples y
     completions = generate(teacher, [prompts[k][i] for i, k in enumerate(drawn_from)], settings.max_new_tokens,
-                           settings.temperature, generator=generator, progress=name, precision=settings.precision)
+                           settings.temperature, generator=generator, progress=f"{name} {start + size}/{n}",
+                           precision=settings.precision)
     slices = [within(y, context.extract(y)) for y in completions]
     kept = [i for i, found in enumerate(slices) if found is not None]
+    if len(kept) < size / 10:
+        raise NoAnswers(f"only {len(kept)} of {size} completions of the teacher have an extractable answer; train the "
+                        "teacher longer, or check that its prompt and the extractor fit together")
     parts = []
     for rows in (kept[start : start + LABELLED_AT_ONCE] for start in range(0, len(kept), LABELLED_AT_ONCE)):
         logits = ensemble_logits(teacher, [[view[i] for i in rows] for view in prompts], [completions[i] for i in rows],
@@ -107,7 +111,7 @@ def practice_chunk(teacher: nn.Module, tokenizer: TextTokenizer, context: Contex
         students = tokenizer.encode_all([context.student(inputs[i]) for i in rows])
         parts.append(Examples(Ragged.of(students), *label(answers, logits, tokenizer.eos_id, settings, generator),
                               Ragged.of_texts([inputs[i] for i in rows])))
-    return Examples.join(parts) if parts else Examples.hard([], [])
+    return Examples.join(parts)
 
 
 def within(y: list[int], found: slice | None) -> slice | None:

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from minicd.tasks.experiment import RunFolder
-from minicd.labels import Examples
-from minicd.tasks import addition, addition_questions as text
+from minicd.labels import Examples, Ragged
+from minicd.tasks import addition, addition_eval, addition_questions as text
+from minicd.tasks.addition_eval import AdditionEval
+from minicd.tasks.folder import RunFolder
+from minicd.tasks.record import make_record
+from minicd.tasks.run import seed_folder
 from data.world.lists import pocket_tokenizer
 from minicd.hf.tokenizers import read_tokenizer
 from minicd.tokenizer import TextTokenizer
@@ -273,7 +276,8 @@ def test_true_answers_put_the_sums_in_place_of_the_labels(tokenizer):
     questions = random_questions(50, seed=7)
     prompts = tokenizer.encode_all([text.student_template(q) for q in questions])
     wrong = Examples.hard(prompts, tokenizer.encode_all(["7"] * len(questions)))
-    true = addition.AdditionRun.true_answers(SimpleNamespace(tokenizer=tokenizer), wrong)
+    wrong.inputs = Ragged.of_texts(questions)
+    true = addition.Addition.true_answers(SimpleNamespace(tokenizer=tokenizer), wrong)
     assert [true.prompts[i] for i in range(len(true))] == prompts
     assert texts(tokenizer, true.answers) == [spaced(sum_of(q)) for q in questions]
     assert true.labels.ids.values.tolist() == true.answers.values.tolist()
@@ -288,7 +292,7 @@ def scripted(monkeypatch):
         def generate(model, prompts, max_new_tokens, temperature=1.0, **more):
             asked.update(prompts=prompts, max_new_tokens=max_new_tokens, temperature=temperature)
             return [tokenizer.encode(answer)[:-1] for answer in answers]
-        monkeypatch.setattr(addition, "generate", generate)
+        monkeypatch.setattr(addition_eval, "generate", generate)
         return asked
     return script
 
@@ -299,16 +303,16 @@ def test_evaluate_counts_exact_answers(scripted):
              ("1 2 + 3 5", "4 6", False), ("9 9 + 9 9", "1 9 8", True), ("9 9 + 0 1", "", False),
              ("9 9 9 + 1 1 1", "1 1 1 0 #", False), ("1 0 0 + 2 0 0", "3 0", False)]
     asked = scripted(tokenizer, [answer for _, answer, _ in cases])
-    score = addition.evaluate(None, tokenizer, [q for q, _, _ in cases], False, 7)
+    score = addition_eval.evaluate(None, tokenizer, [q for q, _, _ in cases], False, 7)
     assert asked["temperature"] == 0 and asked["max_new_tokens"] == 7
     assert [tokenizer.decode(p) for p in asked["prompts"]] == [f"add : {q}" for q, _, _ in cases]
-    assert score.accuracy == pytest.approx(100 * 4 / 9)
-    assert score.by_digits == {"1": 66.67, "2": 50.0, "3": 0.0}
+    assert score["accuracy"] == pytest.approx(100 * 4 / 9)
+    assert score["by_digits"] == {"1": 66.67, "2": 50.0, "3": 0.0}
     # no carry: 1+2, 4+4, 12+34, 12+35, 100+200; one column: 5+5; two: 99+99, 99+01; three: 999+111
-    assert score.by_carry_run == {"0": 40.0, "1": 100.0, "2": 50.0, "3": 0.0}
+    assert score["by_carry_run"] == {"0": 40.0, "1": 100.0, "2": 50.0, "3": 0.0}
     # words of the prompts (2 + 3, 5 or 7) and of the answers, and a stop token for each of both
     prompts, answers = 3 * 5 + 4 * 7 + 2 * 9, 1 + 2 + 2 + 2 + 2 + 3 + 0 + 5 + 2
-    assert score.tokens == pytest.approx((prompts + answers + 2 * 9) / 9)
+    assert score["tokens"] == pytest.approx((prompts + answers + 2 * 9) / 9)
 
 
 def test_evaluate_reads_the_answer_out_of_a_scratchpad(scripted, tokenizer):
@@ -317,31 +321,34 @@ def test_evaluate_reads_the_answer_out_of_a_scratchpad(scripted, tokenizer):
              ("1 2 + 3 5", good("1 2 + 3 4"), False), ("1 + 1", "2", False), ("1 + 2", "C: 0 # 3", False), ("0 + 0", "# 0 #", True),
              ("3 + 3", "# 0 6 #", False), ("8 + 8", "2 4 nonsense # 1 6 #", True)]
     asked = scripted(tokenizer, [answer for _, answer, _ in cases])
-    score = addition.evaluate(None, tokenizer, [q for q, _, _ in cases], True, 99)
+    score = addition_eval.evaluate(None, tokenizer, [q for q, _, _ in cases], True, 99)
     assert [tokenizer.decode(p) for p in asked["prompts"]] == [f"add step by step : {q}" for q, _, _ in cases]
-    assert score.accuracy == 50.0
-    assert score.by_digits == {"1": 40.0, "2": 66.67}
-    assert score.by_carry_run == {"0": pytest.approx(100 * 2 / 6, abs=0.01), "1": 100.0, "2": 100.0}
+    assert score["accuracy"] == 50.0
+    assert score["by_digits"] == {"1": 40.0, "2": 66.67}
+    assert score["by_carry_run"] == {"0": pytest.approx(100 * 2 / 6, abs=0.01), "1": 100.0, "2": 100.0}
 
 
 def seed_scores(teacher: float, after: float, tokens: float) -> dict:
-    return {"teacher": {"accuracy": teacher, "tokens": tokens, "by_digits": {"1": teacher, "2": 50.0}, "by_carry_run": {"0": 1.0}},
+    nothing = {"accuracy": 0.0, "tokens": 10.0, "by_digits": {"1": 0.0, "2": 0.0}, "by_carry_run": {"0": 0.0}}
+    return {**dict.fromkeys(addition.MODELS, nothing),
+            "teacher": {"accuracy": teacher, "tokens": tokens, "by_digits": {"1": teacher, "2": 50.0}, "by_carry_run": {"0": 1.0}},
             "after": {"accuracy": after, "tokens": 10.0, "by_digits": {"1": 100.0, "2": after}, "by_carry_run": {"0": 2.0}}}
 
 
 @pytest.fixture
 def make(tmp_path):
-    """A function from the scores of some seeds to their record; the run folders hold what the stages note."""
+    """A function from the scores of some seeds to their record; the run folders hold what the stages leave and note."""
     def record(scores: list[dict]) -> dict:
-        settings, seeds = addition.AdditionSettings(), range(len(scores))
-        folders = [RunFolder(addition.seed_folder(tmp_path, seed), settings, torch.device("cpu")) for seed in seeds]
-        for folder in folders:
-            for file, value in {"minutes": {"teacher": 1.0, "practice": 0.5}, "losses": {"teacher": [2.0, 0.25]},
-                                "practice_figures": {"practice_true": 97.0, "practice_dropped": 1.0},
-                                "hardware": {"teacher": "a machine", "practice": "a machine"}}.items():
-                for key, entry in value.items():
-                    folder.note(file, key, entry)
-        return addition.make_record(settings, list(seeds), scores, folders)
+        settings, seeds = addition.AdditionSettings(), list(range(len(scores)))
+        folders = [RunFolder(seed_folder(tmp_path, seed), torch.device("cpu")) for seed in seeds]
+        for folder, rows in zip(folders, scores):
+            for row, score in rows.items():
+                folder.keep(f"test_{row}", score, None)
+            folder.keep("practice_figures", {"practice_true": 97.0, "practice_dropped": 1.0, "shown": "an item"}, None)
+            folder.note("teacher", minutes=1.0, hardware="a machine", losses=[2.0, 0.25])
+            folder.note("practice", minutes=0.5, hardware="a machine")
+        figures = [addition.Addition(settings, seed, folder).figures() for seed, folder in zip(seeds, folders)]
+        return make_record("addition", settings, seeds, figures, [folder.notes() for folder in folders], addition.Addition.PAPER)
     return record
 
 
@@ -352,7 +359,7 @@ def test_the_record_of_three_seeds(make):
     assert record["metrics"]["token_ratio"] == {"values": [6.0, 7.0, 8.0], "mean": 7.0, "std": 1.0}
     assert record["by_digits"]["teacher"] == {"1": 93.0, "2": 50.0}
     assert record["by_digits"]["after"] == {"1": 100.0, "2": 30.0}
-    assert record["by_carry_run"] == {"teacher": {"0": 1.0}, "after": {"0": 2.0}}
+    assert record["by_carry_run"] == {**dict.fromkeys(addition.MODELS, {"0": 0.0}), "teacher": {"0": 1.0}, "after": {"0": 2.0}}
     assert record["seeds"] == [0, 1, 2]
     assert record["minutes"] == {"total": [1.5] * 3, "teacher": [1.0] * 3, "practice": [0.5] * 3}
     assert record["hardware"] == "a machine"
@@ -365,33 +372,28 @@ def test_the_record_of_one_seed_has_no_spread(make):
     assert make([seed_scores(90, 10, 60)])["metrics"]["teacher"] == {"values": [90], "mean": 90, "std": None}
 
 
-def asking(question: str, step_by_step: bool = False) -> SimpleNamespace:
-    """What eval.py makes of its flags."""
-    return SimpleNamespace(ask=question, step_by_step=step_by_step, max_new_tokens=9)
-
-
 @pytest.mark.parametrize("question", ["", "12", "1 + 2 + 3", "twelve + 3", "12 - 3", "1.5 + 2", "+", "1 +", "\u00b2 + 3"])
 def test_ask_wants_a_sum_of_two_numbers(question):
     with pytest.raises(ValueError, match="ask for the sum of two numbers"):
-        addition.ask(None, pocket_tokenizer(), asking(question))
+        addition_eval.ask(None, pocket_tokenizer(), question, AdditionEval())
 
 
 @pytest.mark.parametrize("question", ["12+34", " 12 + 34 "])
 def test_ask_writes_the_prompt_of_the_templates(scripted, question):
     tokenizer = pocket_tokenizer()
     asked = scripted(tokenizer, ["4 6"])
-    assert addition.ask(None, tokenizer, asking(question)) == "46"
+    assert addition_eval.ask(None, tokenizer, question, AdditionEval(max_new_tokens=9)) == "46"
     assert tokenizer.decode(asked["prompts"][0]) == "add : 1 2 + 3 4"
     scripted(tokenizer, ["C: 0 # 4 6 #"])
-    assert addition.ask(None, tokenizer, asking(question, step_by_step=True)) == "C: 0 # 4 6 #"
+    assert addition_eval.ask(None, tokenizer, question, AdditionEval(step_by_step=True)) == "C: 0 # 4 6 #"
 
 
 def test_a_model_that_practised_the_test_is_not_scored(tmp_path):
     tokenizer = pocket_tokenizer()
     tested, practised = text.test_questions(20, 8), text.draw_questions(20, 8, "practice", np.random.default_rng(0))
-    addition.assert_unseen(tested, tmp_path, tokenizer)  # no practice set there
+    addition_eval.check_unseen(tested, tmp_path, tokenizer)  # no practice set there
     addition.direct_examples(practised, tokenizer).save(tmp_path / "practice.safetensors")
-    addition.assert_unseen(tested, tmp_path, tokenizer)
+    addition_eval.check_unseen(tested, tmp_path, tokenizer)
     addition.direct_examples(practised + tested[-1:], tokenizer).save(tmp_path / "practice.safetensors")
     with pytest.raises(ValueError, match="practice.safetensors holds test questions"):
-        addition.assert_unseen(tested, tmp_path, tokenizer)
+        addition_eval.check_unseen(tested, tmp_path, tokenizer)

@@ -7,17 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers import tiny_t5
 
 from minicd import metrics
 from minicd.hf.checkpoint import save
-from minicd.tasks.commands import guarded
-from minicd.tasks.experiment import spread
-from minicd.tasks.report import explanations_table, instructions_table, minutes_line, task_ids_table
 from minicd.t5 import T5, T5Config, initialise
-from minicd.tasks import explanations, instructions, task_ids
-from minicd.tasks.instructions import InstructionSettings, chosen_tasks, few_shot_inputs, pool
+from minicd.tasks.explanations import Explanations, ExplanationSettings
+from minicd.tasks.folder import RunFolder
+from minicd.tasks.inputs import derangement, few_shot_inputs, pool
+from minicd.tasks.instructions import Instructions, chosen_tasks
 from minicd.tasks.natural_instructions import Instance, NITask
+from minicd.tasks.record import make_record, spread
+from minicd.tasks.report import minutes_line
+from minicd.tasks.settings import guarded
+from minicd.tasks.task_ids import TaskIds
 from data.world.instructions import world_item, world_tokenizer
 from minicd.hf.tokenizers import read_tokenizer
 from minicd.tokenizer import word_tokenizer
@@ -27,8 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 POCKET_TASKS = ROOT / "data" / "instructions" / "test"
 BASE = ROOT / "data" / "pocket-instructions"
-SMALL = ["--practice-inputs", "12", "--epochs", "1", "--batch", "4", "--label-samples", "5", "--test-instances", "3", "--device", "cpu",
-         "--max-new-tokens", "5"]
+SMALL = ["--practice-inputs", "12", "--epochs", "1", "--batch-size", "4", "--label-samples", "5", "--test-instances", "3", "--device", "cpu",
+         "--max-new-tokens", "5", "--jobs", "1"]
 REAL = "task1393,task242,task066,task828"
 
 
@@ -88,15 +92,15 @@ def test_a_pool_is_drawn_from_with_repeats_and_by_seed():
 
 def test_few_shot_inputs_come_from_the_model_and_are_never_test_inputs():
     tokenizer = word_tokenizer(["Input:", "a", "b", "c", "d"])
-    model, settings = tiny_t5(len(tokenizer), initializer_factor=1.0), InstructionSettings(max_new_tokens=2, shots=2)
-    draw = few_shot_inputs(model, tokenizer, ["a b", "c d", "b"], settings)
+    model = tiny_t5(len(tokenizer), initializer_factor=1.0)
+    draw = few_shot_inputs(model, tokenizer, ["a b", "c d", "b"], 2, 2)
     texts = draw(200, np.random.default_rng(0))
     assert texts == draw(200, np.random.default_rng(0)) and len(texts) == 200 and all(texts) and len(set(texts)) > 5
     forbidden = {texts[0], texts[1]}
-    allowed = few_shot_inputs(model, tokenizer, ["a b", "c d", "b"], settings, forbidden)(200, np.random.default_rng(0))
+    allowed = few_shot_inputs(model, tokenizer, ["a b", "c d", "b"], 2, 2, forbidden)(200, np.random.default_rng(0))
     assert len(allowed) == 200 and not forbidden & set(allowed)
     with pytest.raises(ValueError, match="asked for 50 inputs, the model wrote only 0 that can be used"):
-        few_shot_inputs(model, tokenizer, ["a"], settings, forbidden=Everything())(50, np.random.default_rng(0))
+        few_shot_inputs(model, tokenizer, ["a"], 2, 2, forbidden=Everything())(50, np.random.default_rng(0))
 
 
 class Everything(set):
@@ -106,17 +110,32 @@ class Everything(set):
 
 def test_correlation_by_hand():
     # x − mean = (−1, 0, 1), y − mean = (−2, 1, 1): r = 3 / √(2 · 6) = 0.8660; of the 6 pairings 2 have an r as large
-    r, p = explanations.correlation([(1, 1), (2, 4), (3, 4)])
+    r, p = metrics.correlation([(1, 1), (2, 4), (3, 4)])
     assert r == pytest.approx(0.866025, abs=1e-6) and p == pytest.approx(2 / 6, abs=0.01)
-    assert explanations.correlation([(1, 2), (1, 3), (1, 4)]) == (0.0, 1.0)
+    assert metrics.correlation([(1, 2), (1, 3), (1, 4)]) == (0.0, 1.0)
     line = [(float(i), 2.0 * i) for i in range(12)]
-    assert explanations.correlation(line) == (pytest.approx(1.0), pytest.approx(1e-5, abs=1e-5))
-    assert explanations.correlation([(x, -y) for x, y in line])[1] > 0.99
+    assert metrics.correlation(line) == (pytest.approx(1.0), pytest.approx(1e-5, abs=1e-5))
+    assert metrics.correlation([(x, -y) for x, y in line])[1] > 0.99
 
 
-def test_margins_are_differences_to_the_student_before():
-    seeds = [{"t": {"teacher": 50.0, "before": 20.0, "after": 40.0}}, {"t": {"teacher": 60.0, "before": 20.0, "after": 30.0}}]
-    assert explanations.margins(seeds) == {"t": (35.0, 15.0)}
+def test_margins_are_differences_to_the_student_before(tmp_path):
+    """Averaged over the seeds; their correlation is that of the averages, beside those of each seed."""
+    seeds = [{"t": {"teacher": 50.0, "before": 20.0, "after": 40.0}, "u": {"teacher": 9.0, "before": 1.0, "after": 2.0},
+              "v": {"teacher": 5.0, "before": 5.0, "after": 5.0}}, {"t": {"teacher": 60.0, "before": 20.0, "after": 30.0},
+              "u": {"teacher": 5.0, "before": 1.0, "after": 2.0}, "v": {"teacher": 5.0, "before": 5.0, "after": 5.0}}]
+    settings, figures = ExplanationSettings(tasks=3), []
+    for seed, scores in enumerate(seeds):
+        folder = RunFolder(tmp_path / str(seed), torch.device("cpu"))
+        for name, score in scores.items():
+            folder.keep(f"score-{name}", score, None)
+        experiment = Explanations(settings, seed, folder)
+        experiment.chosen = [task(name) for name in scores]
+        figures.append(experiment.figures())
+    record = Explanations.complete(make_record("explanations", settings, [0, 1], figures, [{}, {}], {}))
+    assert record["points"] == {"t": [35.0, 15.0], "u": [6.0, 1.0], "v": [0.0, 0.0]}
+    assert record["mean_margins"]["share_kept"] == round(16 / 41, 3)
+    assert record["mean_margins"]["correlation"] == pytest.approx(metrics.correlation([(35, 15), (6, 1), (0, 0)])[0], abs=1e-3)
+    assert record["metrics"]["correlation"]["values"][0] == pytest.approx(metrics.correlation([(30, 20), (8, 1), (0, 0)])[0], abs=0.01)
 
 
 def test_association_by_hand():
@@ -129,9 +148,9 @@ def test_association_by_hand():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_no_task_keeps_its_number(seed):
-    order = task_ids.shuffled(4, seed)
+    order = derangement(4, np.random.default_rng(seed))
     assert sorted(order) == [0, 1, 2, 3] and all(i != number for i, number in enumerate(order))
-    assert order == task_ids.shuffled(4, seed)
+    assert order == derangement(4, np.random.default_rng(seed))
 
 
 def test_training_text_begins_without_examples():
@@ -211,10 +230,11 @@ def test_the_experiments_run_on_real_data(name, more, real_model, train, tmp_pat
 
 @pytest.mark.parametrize("name, words, message", [
     ("instructions", ["--tasks", "99"], "99 tasks are asked for, but there are only 36"),
-    ("explanations", ["--tasks", "2"], "a correlation needs 3"),
+    ("explanations", ["--tasks", "2"], "--tasks 2: it must be at least 3"),
+    ("explanations", ["--tasks", "99"], "--tasks 99: there are only 36 tasks"),
     ("task_ids", ["--chosen", "task501,task9"], "0 task files begin with 'task9'"),
     ("task_ids", ["--chosen", "task50"], "9 task files begin with 'task50'"),
-    ("task_ids", ["--chosen", "task501"], "needs two tasks or more"),
+    ("task_ids", ["--chosen", "task501"], "needs two different tasks or more"),
     ("instructions", ["--data", "nowhere"], "nowhere holds no task file"),
     ("instructions", ["--model", "nowhere"], "nowhere is not a folder with a model")])
 def test_what_cannot_be_run_is_named(name, words, message, pocket_model, train, tmp_path):
@@ -223,20 +243,20 @@ def test_what_cannot_be_run_is_named(name, words, message, pocket_model, train, 
 
 def test_reports():
     """The tables name every row, with a figure beside the paper's."""
-    figures = dict.fromkeys(instructions.PAPER, 12.34)
-    table = instructions_table({"seeds": [0, 1], "scale": "pocket", "by_task": {"t1": figures}, "paper": instructions.PAPER,
-                                "metrics": {name: spread([10.0, 20.0]) for name in instructions.PAPER}})
+    figures = dict.fromkeys(Instructions.PAPER, 12.34)
+    table = Instructions.table({"seeds": [0, 1], "scale": "pocket", "by_task": {"t1": figures}, "paper": Instructions.PAPER,
+                                "metrics": {name: spread([10.0, 20.0]) for name in Instructions.PAPER}})
     assert "| **student after** | 15.0 ± 7.1 | 34.7 |" in table and "| t1 | 12.3 | 12.3 | 12.3 | 12.3 |" in table
-    table = explanations_table({"seeds": [0], "scale": "pocket", "points": {"t": (1.0, 2.0)}, "metrics": {"correlation": spread([0.5])},
-                                "mean_margins": {"correlation": 0.5, "p_value": 0.01, "shuffles": 100}})
-    assert "r = 0.50, p = 0.01" in table and "| t | 1.0 | 2.0 |" in table
+    table = Explanations.table({"seeds": [0], "scale": "pocket", "points": {"t": (1.0, 2.0)}, "metrics": {"correlation": spread([0.5])},
+                                "mean_margins": {"correlation": 0.5, "p_value": 0.01}})
+    assert "r = 0.50, p ≤ 0.01" in table and "| t | 1.0 | 2.0 |" in table
     names = ["teacher", "before_correct", "before_wrong"] + [f"{v}_{w}_{i}" for v in ("naive", "mixed", "mixed_recursive")
                                                             for w in ("correct", "wrong") for i in (1, 2)]
-    table = task_ids_table({"seeds": [0], "scale": "pocket", "paper": task_ids.PAPER, "metrics": {n: spread([50.0]) for n in names},
-                            "by_task": {n: {"a": 1.0, "b": 2.0} for n in names}})
+    table = TaskIds.table({"seeds": [0], "scale": "pocket", "paper": TaskIds.PAPER, "metrics": {n: spread([50.0]) for n in names},
+                           "by_task": {n: {"a": 1.0, "b": 2.0} for n in names}})
     assert "| mixed, round 1 | 50.0 | 50.0 | 69 | 15 |" in table and "| mixed, round 2 | 50.0 | 50.0 | 70 | 16 |" in table and "| naive, round 2 | 1 / 1 | 2 / 2 |" in table
 
 
 def test_minutes_of_all_tasks_are_one_stage():
     minutes = {"total": [1.0, 2.0], "margins": [0.14, 0.1], "score-a": [0.2, 0.4], "score-b-c": [0.3, 0.5], "short": [0.01, 0.02]}
-    assert minutes_line({"minutes": minutes}) == "Minutes a stage: total 1.0/2.0, margins 0.1/0.1, score 0.5/0.9"
+    assert minutes_line({"minutes": minutes}) == "minutes a seed: all stages 1.0/2.0, margins 0.1/0.1, score 0.5/0.9"

@@ -11,6 +11,7 @@ import train
 from minicd.hf.checkpoint import load, save
 from minicd.t5 import T5, T5Config, initialise
 from minicd.tasks import addition
+from minicd.tasks.addition_questions import draw_questions
 from minicd.hf.tokenizers import read_tokenizer
 from minicd.training import Epochs, FitSettings, fit
 
@@ -27,7 +28,7 @@ def folder(tmp_path_factory) -> Path:
     tokenizer = read_tokenizer(TOKENIZER)
     model = initialise(T5(T5Config(vocab_size=32128, d_model=32, d_kv=16, d_ff=64, num_heads=2, num_layers=1, dropout_rate=0.0,
                                    feed_forward_proj="gated-gelu", tie_word_embeddings=False)), seed=0)
-    questions = addition.draw_questions(100, 3, "train", np.random.default_rng(0))
+    questions = draw_questions(100, 3, "train", np.random.default_rng(0))
     examples = addition.scratchpad_examples(questions, tokenizer, "nye")
     fit(model, Epochs(examples, 10, 15, seed=0), FitSettings(lr=1e-2, decay=0.5))
     path = tmp_path_factory.mktemp("t5")
@@ -38,7 +39,7 @@ def folder(tmp_path_factory) -> Path:
 def test_the_papers_recipe_runs_end_to_end(folder, tmp_path, monkeypatch, capsys):
     flags = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
     monkeypatch.setattr(sys, "argv", ["train.py", "--task", "addition", "--scale", "paper", "--model", str(folder),
-                                      "--out", str(tmp_path / "run"), *flags])
+                                      "--out", str(tmp_path / "run"), "--jobs", "1", *flags])
     train.main()
     record = json.loads((tmp_path / "run" / "record.json").read_text())
     assert record["scale"] == "paper"
@@ -51,6 +52,6 @@ def test_the_papers_recipe_runs_end_to_end(folder, tmp_path, monkeypatch, capsys
 
 
 def test_the_recipe_is_the_papers():
-    settings = addition.AdditionSettings(**addition.PAPER_SCALE)
+    settings = addition.AdditionSettings(**addition.Addition.SCALES["paper"])
     assert (settings.train_questions, settings.teacher_epochs, settings.teacher_lr, settings.teacher_batch) == (499, 1000, 3e-4, 8)
     assert (settings.practice_questions, settings.label_samples, settings.clip, settings.warmup, settings.decay) == (10_000, 100, 0, 0, 0)

@@ -12,7 +12,8 @@ from data.world.bases import PocketText, pocket_config
 from data.world.lists import pocket_item, pocket_tokenizer
 from minicd.hf.checkpoint import load
 from minicd.sampling import generate
-from minicd.tasks import addition, addition_questions
+from minicd.tasks import addition_questions
+from minicd.tasks.addition_eval import evaluate
 
 BASE = Path(__file__).resolve().parent.parent / "data" / "pocket"
 LONGEST = (1, 2, 4, 8, 11)
@@ -180,4 +181,4 @@ def test_the_base_cannot_add(base):
     model, tokenizer = base
     questions = addition_questions.test_questions(200, 8)
     for step_by_step in (False, True):
-        assert addition.evaluate(model, tokenizer, questions, step_by_step, 100).accuracy <= 5
+        assert evaluate(model, tokenizer, questions, step_by_step, 100)["accuracy"] <= 5

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -17,15 +18,19 @@ from torch import Tensor
 from minicd.hf.checkpoint import load, save
 from minicd.labels import Examples, LabelBatch
 from minicd.t5 import T5, T5Config, initialise
-from minicd.tasks.experiment import ROOT, RunFolder, option, record, write_record
-from minicd.tasks.report import minutes_line
+from minicd.tasks import differs
+from minicd.tasks.record import ROOT
+from minicd.tasks.report import Record, pm, table
+from minicd.tasks.run import Experiment, Stage
+from minicd.tasks.settings import EvalSettings, RunSettings, option
 from minicd.tokenizer import TextTokenizer
-from minicd.training import FitSettings, fit, length_buckets
+from minicd.training import OPTIMISERS, FitSettings, fit, length_buckets
 
 from .instructions import held_out_rouge, world_item, world_tokenizer
 from .lists import held_out_accuracy, list_item, pocket_tokenizer
 
 Item = Callable[[random.Random, float], tuple[str, str]]
+
 
 def pocket_config(vocab_size: int) -> T5Config:
     """0.65 million parameters. 64 buckets of distance, since T5's 32 blur the distances within two 8-digit operands."""
@@ -97,47 +102,76 @@ def moved_base(tokenizer: TextTokenizer, seed: int) -> T5:
 
 
 @dataclass
-class Settings:
+class PocketSettings(RunSettings):
     """How a pocket base is trained."""
 
-    scale: str = option("pocket", "there is only the pocket scale")
     base: str = option("instructions", "instructions: the base of the experiments on instructions; lists: that of addition",
-                       ["instructions", "lists"])
-    steps: int = option(24000, "optimiser steps; those of data/pocket were 8000")
-    batch: int = option(64, "batch size")
-    lr: float = option(2e-3, "learning rate")
-    optimiser: str = option("muon", "adamw, or muon for the matrices inside the layers", ["adamw", "muon"])
-    held_out: int = option(500, "held-out items of each kind for the figures at the end")
+                       choices=("instructions", "lists"))
+    steps: int = option(24000, "optimiser steps; those of data/pocket were 8000", least=1)
+    batch: int = option(64, "batch size", least=1)
+    lr: float = option(2e-3, "learning rate", above=0, most=10)
+    optimiser: str = option("muon", "adamw, or muon for the matrices inside the layers", choices=OPTIMISERS)
+    held_out: int = option(500, "of each kind, for the figures at the end", least=1, unit="held-out items")
 
 
-QUICK = dict(steps=100, held_out=20)
-SCALES = {"pocket": {}}
+class Pocket(Experiment):
+    """Pretrain a base and measure it on held-out items; with --publish it is installed in data/."""
 
+    TITLE = "A pocket base"
+    RECORDS = ("base", "instructions")
+    DIFFERS = differs.BASE
+    Settings = PocketSettings
+    QUICK = dict(steps=100, held_out=20)
 
-def train(settings: Settings, seeds: list[int], out: Path, device: torch.device, publish: bool = False) -> None:
-    """`train.py --task pocket`: pretrain a base, measure it on held-out items; with --publish, install it in data/."""
-    if len(seeds) > 1:
-        raise ValueError("--task pocket trains one base: give it one seed")
-    base = BASES[settings.base]
-    tokenizer, folder = base.tokenizer(), RunFolder(out, settings, device)
+    @property
+    def kind(self) -> Base:
+        return BASES[self.settings.base]
 
-    def make(progress: Path) -> T5:
-        model = base.start(tokenizer, seeds[0]).to(device)
-        fit_settings = FitSettings(lr=settings.lr, batch_size=settings.batch, warmup=0.02, decay=0.3, clip=1.0,
-                                   optimiser=settings.optimiser)
-        text = PocketText(tokenizer, settings.steps, settings.batch, seeds[0], base.item)
-        print("Pretraining text, for example\n  " + "\n  ".join(" → ".join(base.item(random.Random(i), 0.0)) for i in range(8)))
-        fit(model, text, fit_settings, seed=seeds[0], name=f"pocket base, {settings.base}", checkpoint=progress)
+    @cached_property
+    def tokenizer(self) -> TextTokenizer:
+        return self.kind.tokenizer()
+
+    def stages(self) -> Iterator[Stage]:
+        yield Stage("text", lambda: [self.kind.item(random.Random(i), 0.0) for i in range(8)], show=lambda items: (
+            "Pretraining text, for example\n  " + "\n  ".join(" → ".join(item) for item in items)))
+        yield Stage("base", self.train)
+        yield Stage("held_out", lambda: self.kind.held_out(self.folder.get("base"), self.tokenizer, self.settings.held_out),
+                    ("base",))
+
+    def train(self) -> T5:
+        s, model = self.settings, self.kind.start(self.tokenizer, self.seed).to(self.device)
+        settings = FitSettings(lr=s.lr, batch_size=s.batch, warmup=0.02, decay=0.3, clip=1.0, optimiser=s.optimiser,
+                               precision=s.precision)
+        text = PocketText(self.tokenizer, s.steps, s.batch, self.seed, self.kind.item)
+        history = fit(model, text, settings, seed=self.seed, name="base", checkpoint=self.folder.checkpoint("base"),
+                      save_every=s.save_every)
+        self.folder.note("base", losses=history)
         return model
 
-    model = folder.model("base", make, tokenizer, device)
-    metrics = folder.value("held_out", lambda: base.held_out(model, tokenizer, settings.held_out))
-    result = record("pocket", base.record, seeds, settings, [folder], {k: [v] for k, v in metrics.items()})
-    write_record(result, out, publish)
-    print(f"held-out items, %: {metrics}\n{minutes_line(result)}\nThe base is in {out / 'base'}")
-    if publish:
-        save(model, tokenizer, ROOT / "data" / base.folder)
+    def figures(self) -> dict[str, Any]:
+        return {"metrics": self.folder.get("held_out")}
+
+    @classmethod
+    def complete(cls, record: Record) -> Record:
+        return record | {"scale": BASES[record["settings"]["base"]].record}
+
+    def publish(self) -> None:
+        save(self.folder.get("base"), self.tokenizer, ROOT / "data" / self.kind.folder)
+
+    @classmethod
+    def table(cls, record: Record) -> str:
+        return table(["held-out items", "%"], [[TITLES.get(name, name), pm(metric)] for name, metric in record["metrics"].items()])
+
+    @classmethod
+    def examine(cls, model: T5, tokenizer: TextTokenizer, settings: EvalSettings, folder: Path) -> str:
+        """`eval.py`: the same figures, of the base whose words the tokenizer has."""
+        base = next((base for base in BASES.values() if set(tokenizer.backend.get_vocab()) == set(
+            base.tokenizer().backend.get_vocab())), None)
+        if base is None:
+            raise ValueError(f"{folder} has not the words of a pocket base")
+        return "\n".join(f"{TITLES.get(name, name)}: {value:.1f} %" for name, value in base.held_out(model, tokenizer, 500).items())
 
 
+TITLES = {"full": "definition, examples, explanations", "without_explanations": "without explanations", "bare": "bare input"}
 BASES = {"lists": Base(pocket_tokenizer, pocket_model, list_item, held_out_accuracy, "pocket", "base"),
          "instructions": Base(world_tokenizer, moved_base, world_item, held_out_rouge, "pocket-instructions", "instructions")}

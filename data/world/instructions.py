@@ -12,9 +12,9 @@ from functools import cache
 import numpy as np
 
 from minicd.t5 import T5
-from minicd.tasks.experiment import ROOT
-from minicd.tasks.instructions import DATA, PROMPTS, InstructionSettings, rouge_by_prompt
+from minicd.tasks.instruction_eval import DATA, PROMPTS, TaskEval, rouge_by_prompt
 from minicd.tasks.natural_instructions import load_folder
+from minicd.tasks.record import ROOT
 from minicd.tokenizer import TextTokenizer, word_tokenizer
 
 from . import tasks as world
@@ -50,5 +50,5 @@ def world_item(rng: random.Random, done: float) -> tuple[str, str]:
 def held_out_rouge(model: T5, tokenizer: TextTokenizer, n: int) -> dict[str, float]:
     """Mean Rouge-L over the evaluation tasks, n instances in all: whole prompt, without explanations, bare input."""
     tasks = load_folder(TASKS)
-    rows = rouge_by_prompt(model, tokenizer, tasks, -(-n // len(tasks)), InstructionSettings()).values()
+    rows = rouge_by_prompt(model, tokenizer, tasks, -(-n // len(tasks)), TaskEval()).values()
     return {name: round(float(np.mean([row[name] for row in rows])), 2) for name in PROMPTS}

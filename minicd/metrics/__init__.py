@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Iterable
+
 import numpy as np
 
 from .rouge import rouge_l
 
-__all__ = ["association", "exact_match", "rouge_l"]
+__all__ = ["association", "correlation", "exact_match", "rouge_l"]
+SHUFFLES = 100_000  # of `correlation`
 
 
 def exact_match(prediction: str, reference: str) -> bool:
@@ -23,3 +26,17 @@ def association(accuracy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"association needs a square table of two tasks or more, not one of shape {accuracy.shape}")
     right = accuracy.diagonal()
     return right, (accuracy.sum(1) - right) / (len(accuracy) - 1)
+
+
+def correlation(points: Iterable[tuple[float, float]], seed: int = 0) -> tuple[float, float]:
+    """Pearson's r of the points and its one-sided p-value: the share of SHUFFLES random pairings with a larger r.
+
+    0 and 1 where all x or all y are equal, so that nothing can correlate.
+    """
+    x, y = (np.array(side) - np.mean(side) for side in zip(*points))
+    if not x.any() or not y.any():
+        return 0.0, 1.0
+    rng, scale = np.random.default_rng(seed), float(np.sqrt((x @ x) * (y @ y)))
+    shuffled = (rng.permuted(np.tile(y, (1000, 1)), axis=1) @ x for _ in range(SHUFFLES // 1000))
+    larger = sum(int((products >= x @ y - 1e-12).sum()) for products in shuffled)
+    return float(x @ y) / scale, (larger + 1) / (SHUFFLES + 1)

@@ -31,7 +31,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # no JSON, or no text at all
-        raise ValueError(f"{path} is damaged ({error}); delete it to run this stage anew") from None
+        raise ValueError(f"{path} is damaged ({error})") from None
 
 
 def atomic_json(path: Path, value: Any) -> None:

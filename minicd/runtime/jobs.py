@@ -33,8 +33,9 @@ def helpers(jobs: int) -> Iterator[Callable[..., Future]]:
     A future raises what its function raised, and ValueError where the helper was killed.
     """
     context = multiprocessing.get_context("spawn")
-    threads, line = max(1, torch.get_num_threads() // jobs), context.Value("i", 0)
-    pool = ProcessPoolExecutor(jobs, context, begin, (threads, line, tqdm.get_lock()))
+    threads, line, lock = max(1, torch.get_num_threads() // jobs), context.Value("i", 0), context.RLock()
+    tqdm.set_lock(lock)
+    pool = ProcessPoolExecutor(jobs, context, begin, (threads, line, lock))
     try:
         yield lambda function, *arguments: pool.submit(work, function, *arguments)
     except BrokenProcessPool:

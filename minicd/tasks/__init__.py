@@ -1,0 +1,8 @@
+"""The experiments, each in one file on the frame of run.py."""
+
+from .addition import Addition
+from .explanations import Explanations
+from .instructions import Instructions
+from .task_ids import TaskIds
+
+TASKS = {"addition": Addition, "instructions": Instructions, "explanations": Explanations, "task_ids": TaskIds}

@@ -84,6 +84,24 @@ def load_folder(folder: Path) -> list[NITask]:
     return tasks
 
 
+def find_tasks(folder: Path, beginnings: str, more_than: int = 0) -> list[NITask]:
+    """The tasks whose file names begin so: "task1,task22". Each must have more instances than that.
+
+    Raises ValueError where a beginning names no file, or several, and for less than two different tasks.
+    """
+    tasks = []
+    for beginning in filter(None, beginnings.split(",")):
+        found = [path for path in sorted(Path(folder).glob("*.json")) if path.name.startswith(beginning.strip())]
+        if len(found) != 1:
+            raise ValueError(f"{folder}: {len(found)} task files begin with {beginning.strip()!r}; one is needed")
+        tasks.append(load_task(found[0]))
+    if len({task.name for task in tasks}) < max(2, len(tasks)):
+        raise ValueError("--chosen needs two different tasks or more, with commas between them")
+    if not all(len(task.instances) > more_than for task in tasks):
+        raise ValueError(f"every task needs more than {more_than} instances: the first {more_than} are for tests")
+    return tasks
+
+
 def load_task(path: Path) -> NITask:
     """Read one task file. Raises ValueError, in one sentence that names the file and the key, where it is unusable."""
     path = Path(path)

@@ -1,0 +1,94 @@
+"""How well a model adds: exact match on unseen questions, for the table of addition.py and for eval.py."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from ..labels import Examples
+from ..metrics import exact_match
+from ..sampling import generate
+from ..tokenizer import TextTokenizer
+from .addition_questions import answer, carry_run, final_answer, split_of, student_template, teacher_template, test_questions
+from .settings import EvalSettings, option
+
+
+@dataclass
+class Score:
+    """How a model did on a list of questions."""
+
+    accuracy: float  # percent, exact match
+    tokens: float  # mean number of prompt and completion tokens a question
+    by_digits: dict[str, float]  # percent
+    by_carry_run: dict[str, float]  # percent
+
+
+def evaluate(model: nn.Module, tokenizer: TextTokenizer, questions: list[str], step_by_step: bool, max_new_tokens: int,
+             progress: str = "evaluate", precision: str | None = "auto") -> dict[str, Any]:
+    """Greedy answers to the questions, with or without the scratchpad, compared exactly: a Score as a dictionary."""
+    template = teacher_template if step_by_step else student_template
+    prompts = tokenizer.encode_all([template(q) for q in questions])
+    completions = generate(model, prompts, max_new_tokens, temperature=0, progress=progress, precision=precision)
+    extract = final_answer(tokenizer) if step_by_step else lambda tokens: slice(0, len(tokens))
+    right = np.zeros(len(questions))
+    for i, (question, tokens) in enumerate(zip(questions, completions)):
+        found = extract(tokens)
+        text = tokenizer.decode(tokens[found]) if found else ""
+        right[i] = exact_match("".join(text.split()), answer(question).replace(" ", ""))
+    tokens_used = np.mean([len(p) + len(c) + 1 for p, c in zip(prompts, completions)])
+    digits = [len(q.split("+")[0].split()) for q in questions]
+    return asdict(Score(100 * right.mean(), float(tokens_used), grouped(right, digits),
+                        grouped(right, [carry_run(q) for q in questions])))
+
+
+def grouped(right: np.ndarray, keys: list[int]) -> dict[str, float]:
+    """Percent right for each key."""
+    return {str(k): round(100 * float(right[np.array(keys) == k].mean()), 2) for k in sorted(set(keys))}
+
+
+# --- eval.py ---
+
+
+@dataclass
+class AdditionEval(EvalSettings):
+    """How eval.py examines a model that adds."""
+
+    step_by_step: bool = option(False, "ask for a scratchpad, as of the teacher")
+    questions: int = option(10_000, "unseen questions", least=1)
+    max_digits: int = option(8, "longest operands", least=1, most=18, unit="digits")
+    max_new_tokens: int = option(256, "longest completion", least=1, unit="tokens")
+
+
+def ask(model: nn.Module, tokenizer: TextTokenizer, question: str, settings: AdditionEval) -> str:
+    """`eval.py --ask`: the completion for '12 + 34'. Raises ValueError for what is no addition."""
+    sides = [side.strip() for side in question.split("+")]
+    if len(sides) != 2 or not all(side.isascii() and side.isdigit() for side in sides):
+        raise ValueError(f"--ask {question!r}: ask for the sum of two numbers, for example '12345678 + 87654321'")
+    spaced = " + ".join(" ".join(side) for side in sides)
+    prompt = tokenizer.encode((teacher_template if settings.step_by_step else student_template)(spaced))
+    text = tokenizer.decode(generate(model, [prompt], settings.max_new_tokens, temperature=0, precision=settings.precision)[0])
+    return text if settings.step_by_step else text.replace(" ", "")
+
+
+def examine(model: nn.Module, tokenizer: TextTokenizer, settings: AdditionEval, folder: Path) -> str:
+    """`eval.py`: accuracy on the table's unseen questions, none of which the model has practised."""
+    questions = test_questions(settings.questions, settings.max_digits)
+    check_unseen(questions, folder.parent, tokenizer)
+    score = evaluate(model, tokenizer, questions, settings.step_by_step, settings.max_new_tokens, precision=settings.precision)
+    return (f"exact match on {len(questions)} unseen questions: {score['accuracy']:.2f} %, {score['tokens']:.1f} tokens a question\n"
+            f"by digits: {score['by_digits']}\nby longest carry run: {score['by_carry_run']}")
+
+
+def check_unseen(questions: list[str], run: Path, tokenizer: TextTokenizer) -> None:
+    """Raises ValueError where a test question is in the practice set of the run that the model comes from."""
+    assert all(split_of(q) == "test" for q in questions)
+    path = run / "practice.safetensors"
+    if path.exists():
+        practised = Examples.load(path).prompts
+        prompts = {tuple(practised[i]) for i in range(len(practised))}
+        if any(tuple(tokenizer.encode(student_template(q))) in prompts for q in questions):
+            raise ValueError(f"{path} holds test questions: the model has practised them, so its score would mean nothing")

@@ -1,0 +1,49 @@
+"""D, where it is no generator of its own: a pool of unlabelled inputs, or a model that is shown a few and asked for more."""
+
+from __future__ import annotations
+
+from typing import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..sampling import generate
+from ..tokenizer import TextTokenizer
+from .natural_instructions import inputs_prompt
+
+Inputs = Callable[[int, np.random.Generator], list[str]]
+
+
+def pool(texts: Sequence[str]) -> Inputs:
+    """Drawn with repeats."""
+    return lambda n, rng: [texts[i] for i in rng.integers(len(texts), size=n)]
+
+
+def few_shot_inputs(model: nn.Module, tokenizer: TextTokenizer, examples: list[str], shots: int, max_new_tokens: int,
+                    forbidden: set[str] = frozenset(), precision: str | None = None) -> Inputs:
+    """The model itself: shown `shots` of the example inputs in a random order, it writes one more (paper, section 3.1).
+
+    Drawing raises ValueError where nine tenths of what it writes is empty or forbidden (a test input).
+    """
+    def draw(n: int, rng: np.random.Generator) -> list[str]:
+        generator = torch.Generator(next(model.parameters()).device).manual_seed(int(rng.integers(2**62)))
+        found: list[str] = []
+        for _ in range(10):
+            chosen = [rng.permutation(examples)[:shots] for _ in range(n - len(found))]
+            prompts = tokenizer.encode_all([inputs_prompt(shown) for shown in chosen])
+            written = generate(model, prompts, max_new_tokens, generator=generator, precision=precision)
+            texts = [tokenizer.decode(tokens).strip() for tokens in written]
+            found += [text for text in texts if text and text not in forbidden]
+            if len(found) == n:
+                return found
+        raise ValueError(f"asked for {n} inputs, the model wrote only {len(found)} that can be used; choose another --model")
+    return draw
+
+
+def derangement(n: int, rng: np.random.Generator) -> list[int]:
+    """A random order of 0…n-1 in which nothing stands at its own place."""
+    while True:
+        order = rng.permutation(n)
+        if (order != np.arange(n)).all():
+            return order.tolist()

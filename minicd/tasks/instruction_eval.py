@@ -1,0 +1,116 @@
+"""How a model does on tasks of Natural Instructions: prompts, scores, and what eval.py asks (paper, section 3.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy as np
+from torch import nn
+
+from ..distill import Template
+from ..metrics import exact_match, rouge_l
+from ..sampling import generate
+from ..tokenizer import TextTokenizer
+from .natural_instructions import Instance, NITask, find_tasks, instruction_prompt, load_folder, load_task
+from .settings import EvalSettings, option
+
+DATA = "data/instructions/test"
+TEST = 100  # the first instances of a task are for tests, the others for choosing tasks and for practice
+CHOSEN = option("task501,task502,task503,task504", "the tasks: the beginnings of their file names, with commas between them")
+
+
+def with_explanations(task: NITask) -> Template:
+    return lambda text: instruction_prompt(task, text)
+
+
+def without_explanations(task: NITask) -> Template:
+    return lambda text: instruction_prompt(task, text, explanations=False)
+
+
+def bare(text: str) -> str:
+    return text
+
+
+PROMPTS: dict[str, Callable[[NITask], Template]] = {
+    "full": with_explanations, "without_explanations": without_explanations, "bare": lambda task: bare}
+
+
+def numbered(number: int) -> Template:
+    """T_s: the student sees the task's number and the input."""
+    return lambda text: f"task {number} : {text}"
+
+
+def answers(model: nn.Module, tokenizer: TextTokenizer, prompts: list[str], settings: Any, name: str = "") -> list[list[int]]:
+    """Greedy completions."""
+    return generate(model, tokenizer.encode_all(prompts), settings.max_new_tokens, temperature=0, progress=name,
+                    precision=settings.precision)
+
+
+def score(model: nn.Module, tokenizer: TextTokenizer, template: Template, instances: list[Instance], settings: Any,
+          name: str = "") -> dict[str, float]:
+    """Greedy answers under `template`: their Rouge-L in percent, and the mean number of tokens of prompt and answer."""
+    prompts = [template(instance.input) for instance in instances]
+    written = answers(model, tokenizer, prompts, settings, name)
+    points = [rouge_l(tokenizer.decode(answer), instance.outputs) for answer, instance in zip(written, instances)]
+    lengths = [len(prompt) + len(answer) for prompt, answer in zip(tokenizer.encode_all(prompts), written)]
+    return {"rouge": 100 * float(np.mean(points)), "tokens": float(np.mean(lengths))}
+
+
+def rouge_by_prompt(model: nn.Module, tokenizer: TextTokenizer, tasks: list[NITask], instances: int,
+                    settings: Any) -> dict[str, dict[str, float]]:
+    """Task → Rouge-L under each of the three prompts, on so many of its first instances."""
+    return {task.name: {name: score(model, tokenizer, template(task), task.instances[:instances], settings, task.name)["rouge"]
+                        for name, template in PROMPTS.items()} for task in tasks}
+
+
+def accuracy(model: nn.Module, tokenizer: TextTokenizer, template: Template, task: NITask, settings: Any) -> float:
+    """Percent of a task's test inputs that are answered with one of its labels for them."""
+    instances = task.instances[: settings.test_instances]
+    written = answers(model, tokenizer, [template(instance.input) for instance in instances], settings, task.name)
+    return 100 * float(np.mean([any(exact_match(tokenizer.decode(answer), output) for output in instance.outputs)
+                                for answer, instance in zip(written, instances)]))
+
+
+# --- eval.py ---
+
+
+@dataclass
+class TaskEval(EvalSettings):
+    """How eval.py examines a model on tasks of Natural Instructions."""
+
+    data: str = option(DATA, "a task file, or a folder of them")
+    test_instances: int = option(TEST, "of each task", least=1, unit="instances")
+    max_new_tokens: int = option(12, "longest completion", least=1, unit="tokens")
+
+
+@dataclass
+class TaskIdEval(TaskEval):
+    """How eval.py examines a model that knows tasks by their numbers."""
+
+    chosen: str = CHOSEN
+
+
+def ask(model: nn.Module, tokenizer: TextTokenizer, question: str, settings: TaskEval) -> str:
+    """`eval.py --ask PROMPT`: the completion."""
+    return tokenizer.decode(answers(model, tokenizer, [question], settings)[0])
+
+
+def examine(model: nn.Module, tokenizer: TextTokenizer, settings: TaskEval, folder: Path) -> str:
+    """`eval.py`: Rouge-L of every task under each of the three prompts."""
+    path = Path(settings.data)
+    tasks = [load_task(path)] if path.is_file() else load_folder(path)
+    rows = rouge_by_prompt(model, tokenizer, tasks, settings.test_instances, settings)
+    rows["mean"] = {name: float(np.mean([row[name] for row in rows.values()])) for name in PROMPTS}
+    width = max(map(len, rows))
+    return "\n".join(f"{task:{width}}  " + ", ".join(f"{name} {value:.1f}" for name, value in row.items())
+                     for task, row in rows.items())
+
+
+def examine_ids(model: nn.Module, tokenizer: TextTokenizer, settings: TaskIdEval, folder: Path) -> str:
+    """`eval.py --task task_ids`: accuracy of each task under each number."""
+    tasks = find_tasks(Path(settings.data), settings.chosen)
+    return "\n".join(f"{task.name}: " + ", ".join(
+        f"task {i} {accuracy(model, tokenizer, numbered(i), task, settings):.1f} %" for i in range(len(tasks)))
+        for task in tasks)

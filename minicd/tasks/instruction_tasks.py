@@ -1,0 +1,68 @@
+"""What the experiments on instructions share: their settings, and stages on task files (paper, section 3.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Callable
+
+from torch import nn
+
+from ..distill import Context, Template
+from ..rounds import RoundSettings, rounds
+from . import instruction_eval
+from .instruction_eval import DATA, TEST, TaskEval
+from .natural_instructions import Instance, NITask, load_folder
+from .run import Experiment, Stage, one_item
+from .settings import DistillSettings, option
+
+PAPER_SCALE = dict(scale="paper", practice_inputs=4096, epochs=1.0, lr=1e-5, batch_size=16, warmup=0.0, decay=0.0, clip=0.0,
+                   max_new_tokens=128)
+
+
+@dataclass
+class TaskSettings(DistillSettings):
+    """Settings of an experiment on Natural Instructions. The defaults are the pocket scale."""
+
+    model: str = option("data/pocket-instructions", "folder or hub id of the instruction-tuned model")
+    data: str = option(DATA, "folder of Natural-Instructions task files, the pocket's or the real ones")
+    practice_inputs: int = option(1024, "for each context", least=1, unit="inputs")
+    epochs: float = option(3.0, "passes over the practice set", above=0, most=1e6)
+    lr: float = option(1e-3, "learning rate", above=0, most=10)
+    batch_size: int = option(32, "batch size", least=1)
+    warmup: float = option(0.05, "share of the steps with a growing learning rate", least=0, most=1)
+    max_new_tokens: int = option(12, "longest answer", least=1, unit="tokens")
+    test_instances: int = option(TEST, "of each task", least=1, most=TEST, unit="instances")
+    on_policy: bool = option(False, "the student writes the answers, the teacher labels them")
+
+    def rounds(self) -> RoundSettings:
+        return RoundSettings(self.practice_settings(self.max_new_tokens), self.fit_settings(), self.practice_inputs, self.epochs,
+                             self.on_policy)
+
+
+class TaskExperiment(Experiment):
+    """Contexts are made from the task files of a folder."""
+
+    Eval = TaskEval
+    ask, examine = staticmethod(instruction_eval.ask), staticmethod(instruction_eval.examine)
+
+    @cached_property
+    def tasks(self) -> list[NITask]:
+        return load_folder(Path(self.settings.data))
+
+    def example(self, context: Callable[[], Context]) -> Stage:
+        """One practice item, shown whole."""
+        practice = self.settings.rounds().practice
+        return Stage("example", lambda: one_item(context(), self.tokenizer, self.base, practice, self.seed), show=str)
+
+    def score(self, model: nn.Module, template: Template, instances: list[Instance], name: str = "") -> dict[str, float]:
+        return instruction_eval.score(model, self.tokenizer, template, instances, self.settings, name)
+
+    def accuracy(self, model: nn.Module, template: Template, task: NITask) -> float:
+        return instruction_eval.accuracy(model, self.tokenizer, template, task, self.settings)
+
+    def distilled(self, name: str, schedule: list[list[Context]], seed: int, recursive: bool = False) -> nn.Module:
+        """The student after these rounds; a longer schedule of the same name goes on from a shorter one."""
+        return rounds(self.base, self.tokenizer, schedule, self.settings.rounds(), recursive=recursive, seed=seed,
+                      folder=self.folder.path / name, name=name)

@@ -1,0 +1,273 @@
+"""The frame of all experiments: settings → run folders → stages, side by side where they can be → record → table.
+
+An experiment is one file with a subclass of `Experiment`. It names its settings, yields the stages of one seed, says which
+figures they give, and shows a record as a table. Everything else is here: what is finished is not done again, what was
+interrupted goes on, seeds and stages that do not wait for each other share the cores.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import FIRST_COMPLETED, wait
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Callable, ClassVar, Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from ..distill import Context, PracticeSettings, distill, ensemble_logits, soft_labels, within
+from ..hf.checkpoint import load
+from ..labels import Examples, SoftLabels
+from ..runtime import progress
+from ..runtime.device import resolved_precision
+from ..runtime.files import atomic_json, read_json
+from ..runtime.jobs import helpers
+from ..runtime.memory import keep_memory
+from ..sampling import generate
+from ..tokenizer import TextTokenizer
+from ..training import FitSettings
+from .folder import RunFolder
+from .record import ROOT, commit, make_record
+from .report import minutes_line
+from .settings import EvalSettings, RunSettings, differences
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the work whose result stays in the run folder under its name."""
+
+    name: str
+    make: Callable[[], Any]  # → a model, Examples, or what JSON can hold
+    needs: tuple[str, ...] = ()  # stages that have to be finished before
+    show: Callable[[Any], str] | None = None  # the finished value → a line for the person who waits
+
+
+class Experiment:
+    """One seed of an experiment. What a subclass has to give stands first."""
+
+    Settings: ClassVar[type] = RunSettings
+    Eval: ClassVar[type] = EvalSettings  # what eval.py has to know
+    SCALES: ClassVar[dict[str, dict]] = {"pocket": {}}  # presets by name; "pocket" is the default
+    QUICK: ClassVar[dict[str, Any]] = {}  # what --quick changes
+    PAPER: ClassVar[dict[str, Any]] = {}  # the paper's figures, by the names of `metrics`
+    TITLE: ClassVar[str] = ""
+    RECORDS: ClassVar[tuple[str, ...]] = ("pocket", "paper")  # scales that results/ may have a record of
+    DIFFERS: ClassVar[str] = ""  # Markdown: what differs from the paper
+
+    def stages(self) -> Iterable[Stage]:
+        """The stages in order of urgency. Asked again after each has finished: what is yielded may depend on values so far."""
+        raise NotImplementedError
+
+    def figures(self) -> dict[str, Any] | None:
+        """{"metrics": {name: number}, …} of this seed, from finished stages; None where the settings end the run before them."""
+        raise NotImplementedError
+
+    @classmethod
+    def table(cls, record: dict[str, Any]) -> str:
+        """The record as Markdown."""
+        raise NotImplementedError
+
+    @classmethod
+    def headline(cls, record: dict[str, Any]) -> str:
+        """The record in a line, for README."""
+        return ""
+
+    @classmethod
+    def ask(cls, model: nn.Module, tokenizer: TextTokenizer, question: str, settings: Any) -> str:
+        """`eval.py --ask`: the model's answer."""
+        raise ValueError("--ask: there is nothing to ask in this task")
+
+    @classmethod
+    def examine(cls, model: nn.Module, tokenizer: TextTokenizer, settings: Any, folder: Path) -> str:
+        """`eval.py`: how the model from this folder does."""
+        raise NotImplementedError
+
+    @classmethod
+    def complete(cls, record: dict[str, Any]) -> dict[str, Any]:
+        """The record with what is computed from all seeds together."""
+        return record
+
+    @classmethod
+    def plot(cls, record: dict[str, Any], path: Path) -> bool:
+        """Draw the record, where there is something to draw and matplotlib is installed. Whether it was done."""
+        return False
+
+    # --- what the stages of a subclass use ---
+
+    def __init__(self, settings: Any, seed: int, folder: RunFolder):
+        self.settings, self.seed, self.folder, self.device = settings, seed, folder, folder.device
+
+    @cached_property
+    def loaded(self) -> tuple[nn.Module, TextTokenizer]:
+        return load(self.settings.model, self.device)
+
+    @property
+    def base(self) -> nn.Module:
+        return self.loaded[0]
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        return self.loaded[1]
+
+    def generate(self, model: nn.Module, texts: list[str], max_new_tokens: int, **how: Any) -> list[list[int]]:
+        """Completions of these prompts as token ids, in the precision of the settings."""
+        return generate(model, self.tokenizer.encode_all(texts), max_new_tokens, precision=self.settings.precision, **how)
+
+    def fitted(self, start: nn.Module, examples: Examples, settings: FitSettings, epochs: float, stage: str) -> nn.Module:
+        """A copy of `start`, trained on the examples; its losses are noted."""
+        model = deepcopy(start)
+        history = distill(model, examples, settings, epochs=epochs, seed=self.seed, name=stage,
+                          checkpoint=self.folder.checkpoint(stage), save_every=self.settings.save_every)
+        self.folder.note(stage, losses=history)
+        return model
+
+    def prepare(self) -> None:
+        """Called once before the first stage: the place to borrow finished stages, or to refuse settings."""
+
+    def publish(self) -> None:
+        """Called after the last stage where --publish is given, besides writing the record into results/."""
+
+    # --- the frame ---
+
+    def make(self, stage: Stage) -> None:
+        with self.folder.timed(stage.name):
+            made = stage.make()
+            self.folder.keep(stage.name, made, self.tokenizer if isinstance(made, nn.Module) else None)
+            self.folder.note(stage.name, precision=resolved_precision(self.device, self.settings.precision))
+
+    def tell(self, stage: Stage) -> None:
+        if stage.show:
+            tqdm.write(stage.show(self.folder.get(stage.name)))
+
+    def waiting(self) -> Iterator[Stage]:
+        """Unfinished stages whose needs are finished."""
+        for stage in self.stages():
+            if not self.folder.file(stage.name) and all(self.folder.file(need) for need in stage.needs):
+                yield stage
+
+
+def make_all(experiments: list[Experiment], jobs: int) -> None:
+    """Make every stage of every seed that is not finished yet, `jobs` of them at a time."""
+    for experiment in experiments:
+        for stage in experiment.stages():
+            if experiment.folder.file(stage.name):
+                experiment.tell(stage)
+    if jobs > 1:
+        side_by_side(experiments, jobs)
+        return
+    while work := next(((experiment, stage) for experiment in experiments for stage in experiment.waiting()), None):
+        experiment, stage = work
+        experiment.make(stage)
+        experiment.tell(stage)
+
+
+def side_by_side(experiments: list[Experiment], jobs: int) -> None:
+    """Helpers make the stages and leave them in the run folder; this process only says who makes what."""
+    running: dict[Any, tuple[Experiment, Stage]] = {}
+    with helpers(jobs) as submit:
+        while True:
+            for experiment, stage in [(e, s) for e in experiments for s in e.waiting()]:
+                if len(running) < jobs and (experiment, stage.name) not in [(e, s.name) for e, s in running.values()]:
+                    name = f"seed {experiment.seed} " if len(experiments) > 1 else ""
+                    running[submit(make_in_helper, type(experiment), experiment.settings, experiment.seed, experiment.folder.path,
+                                   experiment.device, stage.name, name)] = experiment, stage
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                experiment, stage = running.pop(future)
+                future.result()
+                experiment.tell(stage)
+
+
+IN_HELPER: dict[Path, Experiment] = {}  # so that a helper loads the base once
+
+
+def make_in_helper(kind: type[Experiment], settings: Any, seed: int, path: Path, device: torch.device, stage: str, name: str) -> None:
+    experiment = IN_HELPER.setdefault(path, kind(settings, seed, RunFolder(path, device)))
+    progress.NAME = name
+    experiment.make(next(s for s in experiment.stages() if s.name == stage))
+
+
+def seed_folder(out: Path, seed: int) -> Path:
+    """Seed 0 has the run folder itself, the others folders inside it."""
+    return out if seed == 0 else out / f"seed-{seed}"
+
+
+def train(task: str, kind: type[Experiment], settings: Any, seeds: list[int], out: Path, device: torch.device, *, jobs: int = 1,
+          quick: bool = False, publish: bool = False) -> None:
+    """`train.py`: all stages of all seeds, then the record and its table."""
+    commit(), keep_memory()
+    experiments = [kind(settings, seed, RunFolder(seed_folder(out, seed), device)) for seed in seeds]
+    changed = differences(settings, kind.SCALES[settings.scale], kind.QUICK if quick else {})
+    print(f"{kind.TITLE}\n{settings.scale} scale{', quick' * quick}, seeds {' '.join(map(str, seeds))}, in {out}, on {device}, "
+          f"{jobs} stage{'s' * (jobs > 1)} at a time\n" + (f"not as usual: {' '.join(changed)}\n" if changed else ""))
+    for experiment in experiments:
+        experiment.folder.claim(settings)
+        experiment.prepare()
+    with wall_time(out):
+        make_all(experiments, jobs)
+    figures = [experiment.figures() for experiment in experiments]
+    if None in figures:
+        print(f"stopped after the stage {settings.until}, as asked")
+        return
+    notes = [experiment.folder.notes() for experiment in experiments]
+    record = kind.complete(make_record(task, settings, seeds, figures, notes, kind.PAPER))
+    record["minutes"]["wall"] = round(read_json(out / "wall.json"), 2)
+    publish_record(kind, record, out, publish)
+    for experiment in experiments if publish else ():
+        experiment.publish()
+    print(f"\n{kind.table(record)}\n\n{minutes_line(record)}\nEverything is in {out}")
+
+
+@contextmanager
+def wall_time(out: Path) -> Iterator[None]:
+    """Add the minutes spent inside to those in wall.json, also when they end in an interruption."""
+    file = out / "wall.json"
+    before, start = read_json(file) if file.exists() else 0.0, time.monotonic()
+    try:
+        yield
+    finally:
+        atomic_json(file, before + (time.monotonic() - start) / 60)
+
+
+def publish_record(kind: type[Experiment], record: dict[str, Any], out: Path, publish: bool) -> None:
+    """Record and plot into the run folder, and into results/ where that is asked for."""
+    name = f"{record['task']}-{record['scale']}"
+    for folder, file in [(out, "record.json")] + [(ROOT / "results", f"{name}.json")] * publish:
+        atomic_json(folder / file, record)
+        if kind.plot(record, folder / f"{name}.png"):
+            print(f"The plot is in {folder / name}.png")
+
+
+# --- one item, whole ---
+
+
+def one_item(context: Context, tokenizer: TextTokenizer, teacher: nn.Module, settings: PracticeSettings, seed: int) -> str:
+    """What the teacher sees and says, what f keeps of it, what the student sees, and the first soft label."""
+    rng, generator = np.random.default_rng((seed, 5)), torch.Generator(next(teacher.parameters()).device).manual_seed(seed)
+    x = context.inputs(1, rng)[0]
+    prompt = tokenizer.encode(context.teachers[0](x))
+    completion = generate(teacher, [prompt], settings.max_new_tokens, settings.temperature, generator=generator,
+                          precision=settings.precision)[0]
+    found = within(completion, context.extract(completion))
+    parts = {"teacher prompt": context.teachers[0](x), "completion": tokenizer.decode(completion),
+             "extracted answer": tokenizer.decode(completion[found]) if found else "(none)", "student prompt": context.student(x)}
+    if found and completion[found]:
+        logits = ensemble_logits(teacher, [[prompt]], [completion], [found], settings.precision)[0][:1]
+        parts["its first label"] = shown_label(tokenizer, soft_labels(logits, settings, generator))
+    return "\n".join(["", "One practice item", *(f"  {title:18}" + text.replace("\n", "\n" + 20 * " ")
+                                                for title, text in parts.items()), ""])
+
+
+def shown_label(tokenizer: TextTokenizer, labels: SoftLabels) -> str:
+    """The first label's likeliest tokens, with their share."""
+    weights = labels.weights[: int(labels.ids.starts[1])]
+    shares = (weights / (1 if weights.is_floating_point() else weights.sum())).tolist()
+    ranked = sorted(zip(shares, tokenizer.pieces(labels.ids[0])), reverse=True)
+    return ", ".join(f"{token!r} {share:.2f}" for share, token in ranked[:5])
