@@ -8,5 +8,6 @@ from .rounds import OnPolicy, RoundSettings, rounds
 from .sampling import generate, score
 from .training import FitSettings, fit
 
-__all__ = ["Context", "Examples", "FitSettings", "NoAnswers", "OnPolicy", "PracticeSettings", "RoundSettings", "SoftLabels",
-           "distill", "everything", "fit", "generate", "identity", "load", "losses", "metrics", "practice", "rounds", "save", "score"]
+__all__ = ["Context", "Examples", "FitSettings", "NoAnswers", "OnPolicy", "PracticeSettings", "RoundSettings",
+           "SoftLabels", "distill", "everything", "fit", "generate", "identity", "load", "losses", "metrics",
+           "practice", "rounds", "save", "score"]

@@ -35,12 +35,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tenso
     Where kv_heads is smaller, neighbouring heads share a key head (grouped-query attention, Ainslie et al., 2023).
     `bias` is broadcastable to [B, heads, T, S]; where heads share keys, it is the same for all heads.
     """
-    if q.shape[2] == 1 and q.device.type == "cpu":  # a decoding step: plain products beat the CPU's fused kernel
-        (batch, heads, _, size), kv_heads, dtype = q.shape, k.shape[1], q.dtype
-        q = (q if scale == 1.0 else q * scale).reshape(batch, kv_heads, heads // kv_heads, size)  # a group's heads as queries
-        y = (q.to(k.dtype) @ k.transpose(-2, -1)).add_(bias).softmax(-1) @ v
-        return y.reshape(batch, heads, 1, size).to(dtype)
+    if q.device.type == "cpu" and (q.shape[2] == 1 or (q.dtype == torch.bfloat16 and q.requires_grad)):
+        return plain_attend(q, k, v, bias, scale)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=scale, enable_gqa=k.shape[1] != q.shape[1])
+
+
+def plain_attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """The same by plain products, which beat the CPU's fused kernel for a single query and, many times, its gradient in bf16."""
+    (batch, heads, length, size), kv_heads = q.shape, k.shape[1]
+    groups = (q if scale == 1.0 else q * scale).reshape(batch, kv_heads, heads // kv_heads * length, size).to(k.dtype)
+    weights = (groups @ k.transpose(-2, -1)).view(batch, heads, length, -1).add_(bias).softmax(-1)
+    return (weights.view(batch, kv_heads, -1, v.shape[2]).to(v.dtype) @ v).reshape(batch, heads, length, size).to(q.dtype)
 
 
 class KVCache:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .runtime.device import autocast
 from .runtime.files import atomic_safetensors
+from .runtime.muon import Muon
 from .runtime.progress import bar
 from .labels import Examples, LabelBatch
 from .losses import loss_named, mean_over_answers
@@ -171,7 +172,7 @@ def make_optimisers(model: nn.Module, settings: FitSettings) -> list[torch.optim
     rest = [p for p in model.parameters() if id(p) not in inside]
     optimisers: list = [torch.optim.AdamW(rest, lr=settings.lr, weight_decay=0.0, fused=True)]
     if matrices:  # scaled so that one learning rate suits both
-        optimisers.append(torch.optim.Muon(matrices, lr=settings.lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
+        optimisers.append(Muon(matrices, lr=settings.lr))
     return optimisers
 
 
