@@ -61,7 +61,7 @@ def draw(vocabulary: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 def batch(labels: SoftLabels, tokens: Tensor) -> LabelBatch:
     """Labels of the positions in order, as the losses take them, for tokens [B, T]."""
     mask = torch.ones(tokens.shape, dtype=torch.bool)
-    ids, weights = labels.padded(torch.arange(tokens.numel()).view(tokens.shape), mask)
+    ids, weights = labels.gather(torch.arange(tokens.numel()).view(tokens.shape), mask)
     return LabelBatch(tokens, ids, weights, mask).to(tokens.device)
 
 

@@ -1,7 +1,8 @@
-"""The decoder-only transformer: GPT-2, XGLM (the architecture of InCoder), Llama, Qwen2, Qwen3. One block, a few switches.
+"""The decoder-only transformer: GPT-2, XGLM (InCoder's architecture), Llama, Qwen2, Qwen3.
 
-All are pre-norm residual networks. They differ in how positions enter (learned or sinusoidal embeddings at the bottom, or
-rotations of queries and keys in every layer), in the norm, in the feed-forward part, and in which matrices have a bias.
+All are pre-norm residual networks, made of one block with a few switches. They differ in how positions enter
+(learned or sinusoidal embeddings at the bottom, or rotations of queries and keys in every layer), in norm and
+feed-forward part, and in which matrices have a bias.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 from .layers import Embedding, KVCache, RMSNorm, attend
 
-ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "gelu_new": partial(F.gelu, approximate="tanh")}
+ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu,
+               "gelu_new": partial(F.gelu, approximate="tanh")}
 ACTIVATIONS["gelu_pytorch_tanh"] = ACTIVATIONS["gelu_new"]
 
 
@@ -32,7 +34,7 @@ class DecoderConfig:
     num_kv_heads: int
     d_kv: int
     d_ff: int
-    max_positions: int  # most tokens of prompt and answer together
+    max_positions: int  # the most tokens of prompt and answer together
     positions: str  # learned, sinusoidal or rotary
     norm: str  # layer or rms
     activation: str
@@ -46,10 +48,10 @@ class DecoderConfig:
     embedding_scale: float = 1.0
     dropout_rate: float = 0.0
     rope_theta: float = 10000.0
-    rope_scaling: dict = field(default_factory=dict)  # {}: none; else rope_type linear or llama3, and its numbers
+    rope_scaling: dict = field(default_factory=dict)  # {}: none; else rope_type (linear, llama3) and numbers
     eos_token_id: int = -1  # -1: none
     more_eos_token_ids: tuple = ()
-    pad_token_id: int = -1  # no token at all, since many of these models have none for padding
+    pad_token_id: int = -1  # not a token, since many of these models have none for padding
     source: dict = field(default_factory=dict)  # config.json as it was read
 
     def __post_init__(self) -> None:
@@ -67,14 +69,15 @@ class Attention(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.heads, self.kv_heads, self.head_size = config.num_heads, config.num_kv_heads, config.d_kv
-        self.qkv = nn.Linear(config.d_model, (config.num_heads + 2 * config.num_kv_heads) * config.d_kv, bias=config.qkv_bias)
+        heads = config.num_heads + 2 * config.num_kv_heads
+        self.qkv = nn.Linear(config.d_model, heads * config.d_kv, bias=config.qkv_bias)
         self.o = nn.Linear(config.num_heads * config.d_kv, config.d_model, bias=config.o_bias)
         self.qk_norm = config.qk_norm
         if config.qk_norm:
             self.q_norm, self.k_norm = (RMSNorm(config.d_kv, config.layer_norm_epsilon) for _ in range(2))
 
     def forward(self, x: Tensor, bias: Tensor, rotation, store) -> Tensor:
-        """x [B, T, width]; `store` takes new keys and values [B, kv_heads, T, d] and returns those to look at."""
+        """x [B, T, width]. `store`: new keys and values [B, kv_heads, T, d] → all those to attend to."""
         batch, length, _ = x.shape
         qkv = self.qkv(x).view(batch, length, -1, self.head_size).transpose(1, 2)
         qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
@@ -122,12 +125,12 @@ def norm(config: DecoderConfig) -> nn.Module:
 
 
 def frequencies(config: DecoderConfig, device: torch.device) -> Tensor:
-    """Radians per position of each pair of dimensions [d / 2] (Su et al., 2021), slowed down where the config says so."""
+    """Radians per position of each pair of dimensions [d / 2] (Su et al., 2021), scaled by the config."""
     exponent = torch.arange(0, config.d_kv, 2, device=device).float() / config.d_kv
     frequency, scaling = config.rope_theta**-exponent, config.rope_scaling
     if scaling.get("rope_type") == "linear":
         return frequency / scaling["factor"]
-    if scaling.get("rope_type") == "llama3":  # fast pairs as they are, slow ones slower by `factor`, a ramp between them
+    if scaling.get("rope_type") == "llama3":  # slow pairs slower by `factor`, fast ones unchanged
         turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
         ramp = ((turns - low) / (high - low)).clamp(0, 1)
@@ -148,7 +151,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def sinusoids(positions: Tensor, width: int) -> Tensor:
-    """XGLM's position embeddings [..., width]: sines, then cosines; position 0 is the third row of its table."""
+    """XGLM's position embeddings [..., width]: sines, then cosines; its table begins at position -2."""
     half = width // 2
     frequency = torch.exp(torch.arange(half, device=positions.device) * -(math.log(10000) / (half - 1)))
     angle = (positions + 2).float()[..., None] * frequency
@@ -156,7 +159,7 @@ def sinusoids(positions: Tensor, width: int) -> Tensor:
 
 
 class Cache(KVCache):
-    """Keys and values of prompt and answer, how much padding each row begins with, and a mask that hides it."""
+    """Keys and values of prompt and answer, the left padding of each row, and a mask that hides it."""
 
     def __init__(self, layers: int, like: Tensor, length: int, padding: Tensor):
         super().__init__(layers, like, length)
@@ -171,7 +174,8 @@ class Cache(KVCache):
 
     def step_positions(self) -> Tensor:
         """[B, 1]"""
-        return ((self.position if self.cache_position is None else self.cache_position) - self.padding)[:, None]
+        position = self.position if self.cache_position is None else self.cache_position
+        return (position - self.padding)[:, None]
 
     def keep(self, rows: Tensor) -> None:
         super().keep(rows)
@@ -184,7 +188,7 @@ def mask_bias(visible: Tensor) -> Tensor:
 
 
 class Decoder(nn.Module):
-    """The model. Prompts and answers are [B, S] and [B, T] token ids, padded on the right with pad_token_id (-1)."""
+    """The model. Prompts [B, S] and answers [B, T] are token ids, right-padded with pad_token_id (-1)."""
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
@@ -199,9 +203,9 @@ class Decoder(nn.Module):
             self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
 
     def forward(self, prompts: Tensor, answers: Tensor) -> Tensor:
-        """Teacher-forced logits [B, T, V]; logits[:, t] predicts answers[:, t] from the prompt and answers[:, :t].
+        """Teacher-forced logits [B, T, V]: logits[:, t] predict answers[:, t] from prompt and answers[:, :t].
 
-        Raises ValueError where a prompt and its answer are longer than the model's positions.
+        Raises ValueError where prompt and answer are longer than max_positions.
         """
         self.check_length(prompts, answers)
         prompts, padding = left_pad(prompts)
@@ -210,13 +214,14 @@ class Decoder(nn.Module):
         return self.head(x[:, prompts.shape[1] - 1 :])
 
     def check_length(self, prompts: Tensor, answers: Tensor) -> None:
-        if prompts.shape[1] + answers.shape[1] > self.config.max_positions:  # else no need to wait for the device
+        most = self.config.max_positions
+        if prompts.shape[1] + answers.shape[1] > most:  # else no need to wait for the device
             longest = int(((prompts >= 0).sum(1) + (answers >= 0).sum(1)).max())
-            if longest > self.config.max_positions:
-                raise ValueError(f"prompt and answer have {longest} tokens, the model only {self.config.max_positions} positions")
+            if longest > most:
+                raise ValueError(f"prompt and answer have {longest} tokens, the model only {most} positions")
 
     def run(self, tokens: Tensor, padding: Tensor, store) -> Tensor:
-        """All tokens [B, L] at once, each row beginning with padding [B] → states [B, L, width] before the last norm."""
+        """All tokens [B, L] at once, with left padding [B] → states [B, L, width] before the last norm."""
         slots = torch.arange(tokens.shape[1], device=tokens.device)
         visible = (slots[None, :] <= slots[:, None]) & (slots >= padding[:, None])[:, None, None]
         itself = torch.eye(len(slots), dtype=torch.bool, device=tokens.device)
@@ -227,7 +232,7 @@ class Decoder(nn.Module):
         return x
 
     def embed(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """Token ids and positions [B, L] → inputs of the first block [B, L, width], and the rotation of all blocks."""
+        """Token ids and positions [B, L] → the first block's input [B, L, width] and all blocks' rotation."""
         config, rotation = self.config, None
         x = self.tokens(tokens.clamp(min=0))
         if config.embedding_scale != 1.0:
@@ -245,9 +250,9 @@ class Decoder(nn.Module):
         return self.tokens.head(x) if self.config.tie_word_embeddings else self.lm_head(x)
 
     def prefill(self, prompts: Tensor, max_new_tokens: int) -> tuple[Tensor, Cache]:
-        """Read prompts [B, S] → logits [B, V] of the first token, and a cache with room for max_new_tokens steps.
+        """Read prompts [B, S] → logits [B, V] of the first token, and a cache for max_new_tokens steps.
 
-        Raises ValueError where these are more than the model has positions.
+        Raises ValueError where both together are longer than max_positions.
         """
         self.check_length(prompts, prompts.new_zeros(len(prompts), max_new_tokens))
         prompts, padding = left_pad(prompts)
@@ -265,7 +270,7 @@ class Decoder(nn.Module):
         return logits, cache
 
     def step(self, tokens: Tensor, cache: Cache) -> Tensor:
-        """Tokens [B] chosen last → next-token logits [B, V]; the cache moves on by one."""
+        """The latest tokens [B] → next-token logits [B, V]; the cache advances by one."""
         x, rotation = self.embed(tokens[:, None], cache.step_positions())
         bias = cache.step_bias()
         for layer, block in enumerate(self.blocks):
@@ -275,7 +280,7 @@ class Decoder(nn.Module):
 
 
 def left_pad(prompts: Tensor) -> tuple[Tensor, Tensor]:
-    """Move prompts [B, S] to the right end, next to their answers; also returns the padding [B] that each row begins with."""
+    """Shift prompts [B, S] right, next to their answers; also returns the padding [B] left of each."""
     padding = (prompts < 0).sum(1)
     index = torch.arange(prompts.shape[1], device=prompts.device) - padding[:, None]
     return prompts.gather(1, index.clamp(min=0)).masked_fill(index < 0, -1), padding

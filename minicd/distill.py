@@ -1,4 +1,4 @@
-"""Context distillation: Ω = (D, T_teacher, T_student, f), the practice pass, and the distillation pass (paper, section 2)."""
+"""Context distillation (paper, section 2): Ω = (D, T_teacher, T_student, f), practice, and distillation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Context:
     """The four components of one context-distillation operation (paper, section 2.1)."""
 
     inputs: Callable[[int, np.random.Generator], list[str]]  # D: draws n raw task inputs
-    teacher: Template | Sequence[Template]  # T_t: the rich prompt; several are an ensemble, whose probabilities are averaged
+    teacher: Template | Sequence[Template]  # T_t: the rich prompt; of several, the probabilities are averaged
     student: Template  # T_s: the minimal prompt
     extract: Extractor  # f: which tokens of a completion are the answer; None: there is no answer in it
 
@@ -49,7 +49,7 @@ everything = identity
 class PracticeSettings:
     """How the teacher practises. The paper: temperature 1, 100 samples a soft label (section 2.4)."""
 
-    labels: str = "sampled"  # sampled: the empirical label; top: the most likely tokens; exact: the whole distribution
+    labels: str = "sampled"  # sampled: the empirical label; top: the likeliest tokens; exact: all tokens
     label_samples: int = 100  # of a sampled label
     label_top: int = 16  # tokens of a top label
     temperature: float = 1.0
@@ -65,10 +65,11 @@ class NoAnswers(ValueError):
 def practice(teacher: nn.Module, tokenizer: TextTokenizer, context: Context, n: int,
              settings: PracticeSettings = PracticeSettings(), *, seed: int = 0, folder: Path | None = None,
              name: str = "practice") -> Examples:
-    """Sample inputs x ~ D, completions y ~ p_θ0(· | T_t(x)), keep f(y) and draw the teacher's soft label of each of its tokens.
+    """Sample x ~ D and y ~ p_θ0(· | T_t(x)), keep f(y), and draw the teacher's soft label of each token kept.
 
-    With `folder`, every finished chunk is kept there and a rerun goes on after the last one. Items without an extractable answer
-    are dropped: the result may have fewer than n examples. Raises NoAnswers where less than a tenth of a chunk has an answer.
+    With `folder`, finished chunks are kept there and a rerun resumes after the last one. Items without an
+    extractable answer are dropped, so the result may have fewer than n examples. Raises NoAnswers where less
+    than a tenth of a chunk has an answer.
     """
     parts = []
     for i, start in enumerate(range(0, n, settings.chunk)):
@@ -85,45 +86,47 @@ def practice(teacher: nn.Module, tokenizer: TextTokenizer, context: Context, n: 
 
 def practice_chunk(teacher: nn.Module, tokenizer: TextTokenizer, context: Context, n: int, chunk: int,
                    settings: PracticeSettings, *, seed: int = 0, name: str = "practice") -> Examples:
-    """Chunk number `chunk` of `practice`: `generate` draws y, then `label` asks for the teacher's distributions at f(y).
+    """Chunk number `chunk` of `practice`: `generate` samples y, then `label` labels f(y).
 
-    It depends on no other chunk, so chunks can be made side by side.
+    It depends on no other chunk, so chunks can be made in parallel.
     """
     start, device = chunk * settings.chunk, next(teacher.parameters()).device
     size = min(settings.chunk, n - start)
-    rng, generator = np.random.default_rng((seed, chunk)), torch.Generator(device).manual_seed(combine_seeds((seed, chunk)))
+    rng = np.random.default_rng((seed, chunk))
+    generator = torch.Generator(device).manual_seed(combine_seeds((seed, chunk)))
     inputs = context.inputs(size, rng)
     prompts = [tokenizer.encode_all([template(x) for x in inputs]) for template in context.teachers]
-    drawn_from = rng.integers(len(prompts), size=size) if len(prompts) > 1 else [0] * size  # one of an ensemble samples y
-    completions = generate(teacher, [prompts[k][i] for i, k in enumerate(drawn_from)], settings.max_new_tokens,
-                           settings.temperature, generator=generator, progress=f"{name} {start + size}/{n}",
-                           precision=settings.precision)
-    slices = [within(y, context.extract(y)) for y in completions]
+    sampled_from = rng.integers(len(prompts), size=size) if len(prompts) > 1 else [0] * size  # of an ensemble
+    completions = generate(teacher, [prompts[k][i] for i, k in enumerate(sampled_from)],
+                           settings.max_new_tokens, settings.temperature, generator=generator,
+                           progress=f"{name} {start + size}/{n}", precision=settings.precision)
+    slices = [absolute_slice(y, context.extract(y)) for y in completions]
     kept = [i for i, found in enumerate(slices) if found is not None]
     if len(kept) < size / 10:
-        raise NoAnswers(f"only {len(kept)} of {size} completions of the teacher have an extractable answer; train the "
-                        "teacher longer, or check that its prompt and the extractor fit together")
+        raise NoAnswers(f"only {len(kept)} of {size} completions of the teacher have an extractable answer; "
+                        "train the teacher longer, or check that its prompt and the extractor fit together")
     parts = []
-    for rows in (kept[start : start + LABELLED_AT_ONCE] for start in range(0, len(kept), LABELLED_AT_ONCE)):
-        logits = ensemble_logits(teacher, [[view[i] for i in rows] for view in prompts], [completions[i] for i in rows],
-                                 [slices[i] for i in rows], settings.precision)
+    for rows in (kept[first : first + LABELLED_AT_ONCE] for first in range(0, len(kept), LABELLED_AT_ONCE)):
+        views = [[view[i] for i in rows] for view in prompts]
+        logits = ensemble_logits(teacher, views, [completions[i] for i in rows], [slices[i] for i in rows],
+                                 settings.precision)
         answers = [completions[i][slices[i]] for i in rows]
         students = tokenizer.encode_all([context.student(inputs[i]) for i in rows])
-        parts.append(Examples(Ragged.of(students), *label(answers, logits, tokenizer.eos_id, settings, generator),
-                              Ragged.of_texts([inputs[i] for i in rows])))
+        labelled = label(answers, logits, tokenizer.eos_id, settings, generator)
+        parts.append(Examples(Ragged.of(students), *labelled, Ragged.of_texts([inputs[i] for i in rows])))
     return Examples.join(parts)
 
 
-def within(y: list[int], found: slice | None) -> slice | None:
-    """The same slice of y with both ends counted from its beginning."""
+def absolute_slice(y: list[int], found: slice | None) -> slice | None:
+    """The same slice of y, without open or negative ends."""
     return found and slice(*found.indices(len(y)))
 
 
-def ensemble_logits(teacher: nn.Module, prompts: list[list[list[int]]], completions: list[list[int]], slices: list[slice],
-                    precision: str | None = None) -> list[Tensor]:
+def ensemble_logits(teacher: nn.Module, prompts: list[list[list[int]]], completions: list[list[int]],
+                    slices: list[slice], precision: str | None = None) -> list[Tensor]:
     """The teacher's logits at the tokens that f kept, [T, V] for each completion.
 
-    Under several prompts: the logarithm of the average of its probabilities (paper, section 3.3, "long contexts").
+    Under several prompts: the log of the average of its probabilities (paper, section 3.3, "long contexts").
     """
     heads = [y[: s.stop] for y, s in zip(completions, slices)]  # what follows f(y) has no influence on it
     views = [score(teacher, view, heads, keep=slices, precision=precision) for view in prompts]
@@ -134,13 +137,14 @@ def ensemble_logits(teacher: nn.Module, prompts: list[list[list[int]]], completi
 
 def label(answers: list[list[int]], logits: list[Tensor], eos: int, settings: PracticeSettings,
           generator: torch.Generator) -> tuple[Ragged, SoftLabels]:
-    """The answers with their stop tokens, and soft labels for all tokens but the stop token, which f cut off: its label is hard.
+    """The answers, each with a stop token so that the student learns to stop, and labels of all their tokens.
 
-    Without it the student would not learn to stop.
+    The stop token has a hard label: f cut it off, so the teacher gave it no distribution.
     """
     soft = soft_labels(torch.cat(logits), settings, generator).split([len(answer) for answer in answers])
     stop = SoftLabels.one_hot(torch.tensor([eos]))
-    return Ragged.of([[*answer, eos] for answer in answers]), SoftLabels.join([part for row in soft for part in (row, stop)])
+    labels = SoftLabels.join([part for row in soft for part in (row, stop)])
+    return Ragged.of([[*answer, eos] for answer in answers]), labels
 
 
 def soft_labels(logits: Tensor, settings: PracticeSettings, generator: torch.Generator) -> SoftLabels:
@@ -160,10 +164,10 @@ def combine_seeds(seeds: tuple[int, ...]) -> int:
 def distill(student: nn.Module, items: Examples, settings: FitSettings = FitSettings(loss="empirical"), *,
             epochs: float = 1.0, seed: int = 0, checkpoint: Path | None = None, save_every: float = 30.0,
             name: str = "distill") -> list[float]:
-    """Fit p_θ(f(y) | T_s(x)) to the labels, in place (equation 1; the loss is `settings.loss`). Returns the loss curve.
+    """Fit p_θ(f(y) | T_s(x)) to the labels, in place (equation 1, `settings.loss`); returns the loss curve.
 
-    Raises ValueError where the loss needs other labels than the items have or the items are another tokenizer's, and what
-    `fit` raises.
+    Raises ValueError where the loss needs other labels than the items have, or their token ids are another
+    tokenizer's, and what `fit` raises.
     """
     items.check_ids(student.config.vocab_size)
     check_labels(settings.loss, sampled=not items.labels.weights.is_floating_point())

@@ -1,7 +1,7 @@
 """Soft labels, kept sparse (token ids + counts or probabilities), and the practice sets that carry them.
 
-A practice set is a plain artefact: prompts, answers and one soft label for every answer token, in one safetensors file. It
-can be inspected, shared, and trained on again with another loss.
+A practice set is one safetensors file: prompts, answers, and a soft label for every answer token. It can be
+inspected, shared, and trained on again with another loss.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Sequence
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from .runtime.files import atomic_safetensors
+from .runtime.files import all_tensors, atomic_safetensors, open_safetensors
 
 
 @dataclass
@@ -49,15 +47,15 @@ class Ragged:
     def __getitem__(self, i: int) -> list[int]:
         return self.values[self.starts[i] : self.starts[i + 1]].tolist()
 
-    def padded(self, rows: Tensor, pad: int = 0) -> tuple[Tensor, Tensor]:
-        """Row numbers of any shape [...] → (values [..., longest], which of them are real [..., longest])."""
+    def gather(self, rows: Tensor, pad: int = 0) -> tuple[Tensor, Tensor]:
+        """Row numbers [...] → values [..., longest], padded, and a mask [..., longest] of the real ones."""
         index, mask = self.positions(rows)
         if len(self.values) == 0:
             return torch.full(index.shape, pad), mask
         return self.values[index.clamp(max=len(self.values) - 1)].long().masked_fill(~mask, pad), mask
 
     def positions(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the values of these rows stand in `values`, padded like `padded`."""
+        """The indices of the rows' values in `values`, and the mask, both as in `gather`."""
         lengths = self.lengths[rows]
         column = torch.arange(max(1, int(lengths.max())))
         return self.starts[rows][..., None] + column, column < lengths[..., None]
@@ -65,7 +63,7 @@ class Ragged:
 
 @dataclass
 class LabelBatch:
-    """Soft labels of one batch, as `losses.py` takes them: tokens [B, T], ids and weights [B, T, K], mask [B, T]."""
+    """Soft labels of one batch, for `losses.py`: tokens [B, T], ids and weights [B, T, K], mask [B, T]."""
 
     tokens: Tensor
     ids: Tensor
@@ -78,9 +76,9 @@ class LabelBatch:
 
 @dataclass
 class SoftLabels:
-    """Sparse distributions over the vocabulary at M positions: row m of `ids` names tokens, `weights` says how likely.
+    """Sparse distributions over the vocabulary at M positions: in row m the tokens `ids[m]` with weights.
 
-    Weights are either counts of draws (integers), or probabilities, whose sum may leave something for the other tokens.
+    Weights are counts of draws (integers) or probabilities, whose sum may leave something for other tokens.
     """
 
     ids: Ragged
@@ -88,7 +86,7 @@ class SoftLabels:
 
     @classmethod
     def sample(cls, logits: Tensor, samples: int, generator: torch.Generator | None = None) -> SoftLabels:
-        """The paper's empirical label (section 2.4): `samples` tokens drawn from softmax(logits [M, V]) at each position.
+        """The paper's empirical label (section 2.4): `samples` draws from softmax(logits [M, V]) a position.
 
         E[counts / samples] = softmax(logits), so a loss linear in the label keeps its expected gradient.
         """
@@ -126,13 +124,14 @@ class SoftLabels:
         for first, last in zip(ends[:-1].tolist(), ends[1:].tolist()):
             starts = self.ids.starts[first : last + 1]
             entries = slice(int(starts[0]), int(starts[-1]))
-            parts.append(SoftLabels(Ragged(self.ids.values[entries], starts - starts[0]), self.weights[entries]))
+            ids = Ragged(self.ids.values[entries], starts - starts[0])
+            parts.append(SoftLabels(ids, self.weights[entries]))
         return parts
 
-    def padded(self, positions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions [B, T] and which are real → ids [B, T, K] and probabilities [B, T, K]."""
+    def gather(self, positions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions [B, T] and the mask of the real ones → ids [B, T, K] and probabilities [B, T, K]."""
         positions = positions.clamp(max=len(self.ids) - 1)
-        ids, real = self.ids.padded(positions)
+        ids, real = self.ids.gather(positions)
         entries, _ = self.ids.positions(positions)
         weights = self.weights[entries.clamp(max=len(self.weights) - 1)] * (real & mask[..., None])
         if weights.is_floating_point():
@@ -142,7 +141,7 @@ class SoftLabels:
 
 @dataclass
 class Examples:
-    """What `fit` trains on: N prompts, N answers (ending in the stop token), and a soft label for every answer token."""
+    """What `fit` trains on: N prompts, N answers with stop token, and a soft label for every answer token."""
 
     prompts: Ragged
     answers: Ragged
@@ -165,17 +164,17 @@ class Examples:
         return len(self.prompts)
 
     def input(self, i: int) -> str:
-        """The raw input x of row i. Raises ValueError where the practice set is of a time that did not keep it."""
+        """The raw input x of row i. Raises ValueError where the examples lack them."""
         if self.inputs is None:
             raise ValueError("these examples do not hold their raw inputs")
         return bytes(self.inputs[i]).decode()
 
     def batch(self, rows: Tensor, pad: int = 0) -> tuple[Tensor, LabelBatch]:
-        """Rows [B] → prompts [B, S], padded with `pad`, and labels of their answers, padded with zeros that the mask hides."""
-        prompts, _ = self.prompts.padded(rows, pad)
-        tokens, mask = self.answers.padded(rows)
+        """Rows [B] → prompts [B, S], padded with `pad`, and labels of their answers, padded with zeros."""
+        prompts, _ = self.prompts.gather(rows, pad)
+        tokens, mask = self.answers.gather(rows)
         positions, _ = self.answers.positions(rows)
-        return prompts, LabelBatch(tokens, *self.labels.padded(positions, mask), mask)
+        return prompts, LabelBatch(tokens, *self.labels.gather(positions, mask), mask)
 
     def save(self, path: Path, metadata: dict[str, str] | None = None) -> None:
         """Write one safetensors file, atomically."""
@@ -190,17 +189,18 @@ class Examples:
     @classmethod
     def load(cls, path: Path) -> Examples:
         """Raises ValueError where the file is damaged or not a practice set."""
-        try:
-            t = load_file(path)
+        problem = "is damaged, or not a practice set"
+        with open_safetensors(path, problem, "delete it to practise anew") as file:
+            t = all_tensors(file)
+            prompts, answers = (Ragged(t[f"{k}.values"], t[f"{k}.starts"]) for k in ("prompts", "answers"))
             inputs = Ragged(t["inputs.values"], t["inputs.starts"]) if "inputs.values" in t else None
-            return cls(Ragged(t["prompts.values"], t["prompts.starts"]), Ragged(t["answers.values"], t["answers.starts"]),
-                       SoftLabels(Ragged(t["labels.ids"], t["labels.starts"]), t["labels.weights"]), inputs)
-        except (SafetensorError, KeyError) as error:
-            raise ValueError(f"{path} is damaged, or not a practice set ({error}); delete it to practise anew") from None
+            labels = SoftLabels(Ragged(t["labels.ids"], t["labels.starts"]), t["labels.weights"])
+        return cls(prompts, answers, labels, inputs)
 
     def check_ids(self, vocabulary: int) -> None:
-        """Raises ValueError where a token is not in the vocabulary: that of another tokenizer than the practice set's."""
+        """Raises ValueError where a token id is outside the vocabulary: the model has another tokenizer."""
         for values in (self.prompts.values, self.answers.values, self.labels.ids.values):
             if len(values) and not 0 <= int(values.min()) <= int(values.max()) < vocabulary:
-                raise ValueError(f"the practice set holds token ids from {int(values.min())} to {int(values.max())}, the model's "
-                                 f"go from 0 to {vocabulary - 1}: they have different tokenizers, or the practice set is damaged")
+                raise ValueError(
+                    f"the practice set holds token ids from {values.min()} to {values.max()}, the model's go "
+                    f"from 0 to {vocabulary - 1}: their tokenizers differ, or the practice set is damaged")

@@ -1,4 +1,4 @@
-"""What both models are built from: RMS norm, attention over given keys and values, the static key/value cache."""
+"""The parts of both models: RMS norm, attention over given keys and values, the static key/value cache."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ROUNDED = 16  # steps between new lengths of attention
+ROUNDED = 16  # steps between new lengths of attention, see `KVCache.end`
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, computed in fp32 whatever the precision around it."""
+    """x / rms(x) * weight, always computed in fp32."""
 
     def __init__(self, size: int, epsilon: float):
         super().__init__()
@@ -18,47 +18,52 @@ class RMSNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.epsilon).to(self.weight.dtype)
+        y = F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.epsilon)
+        return y.to(self.weight.dtype)
 
 
 class Embedding(nn.Embedding):
     """Token embeddings that can also be the output head."""
 
     def head(self, x: Tensor) -> Tensor:
-        """x [..., d] → logits [..., V]: how well it agrees with each token's embedding."""
+        """x [..., d] → logits [..., V]: its product with each token's embedding."""
         return F.linear(x, self.weight)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
     """softmax(scale · q kᵀ + bias) v.  q [B, heads, T, d], k and v [B, kv_heads, S, d] → [B, heads, T, d].
 
-    Where kv_heads is smaller, neighbouring heads share a key head (grouped-query attention, Ainslie et al., 2023).
+    If kv_heads < heads, neighbouring heads share a key head (grouped-query attention, Ainslie et al., 2023).
     `bias` is broadcastable to [B, heads, T, S]; where heads share keys, it is the same for all heads.
     """
     if q.device.type == "cpu" and (q.shape[2] == 1 or (q.dtype == torch.bfloat16 and q.requires_grad)):
         return plain_attend(q, k, v, bias, scale)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=scale, enable_gqa=k.shape[1] != q.shape[1])
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=scale,
+                                          enable_gqa=k.shape[1] != q.shape[1])
 
 
 def plain_attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """The same by plain products, which beat the CPU's fused kernel for a single query and, many times, its gradient in bf16."""
+    """`attend` by plain products: faster than the CPU's fused kernel for one query and for bf16 gradients."""
     (batch, heads, length, size), kv_heads = q.shape, k.shape[1]
-    groups = (q if scale == 1.0 else q * scale).reshape(batch, kv_heads, heads // kv_heads * length, size).to(k.dtype)
+    groups = (q if scale == 1.0 else q * scale).reshape(batch, kv_heads, -1, size).to(k.dtype)
     weights = (groups @ k.transpose(-2, -1)).view(batch, heads, length, -1).add_(bias).softmax(-1)
-    return (weights.view(batch, kv_heads, -1, v.shape[2]).to(v.dtype) @ v).reshape(batch, heads, length, size).to(q.dtype)
+    y = weights.view(batch, kv_heads, -1, v.shape[2]).to(v.dtype) @ v
+    return y.reshape(batch, heads, length, size).to(q.dtype)
 
 
 class KVCache:
-    """The keys and values of all steps so far, in memory laid out once: for each layer two of [B, heads, length, d].
+    """Keys and values of all steps so far, allocated once: for each layer two tensors [B, heads, length, d].
 
-    Either `position` is a number and `store` returns little more than what has been filled, or `cache_position` holds it on the device
-    and `store` returns the whole memory, so that a recorded step can be replayed. The mask must hide what is not filled.
+    Either `position` is a number and `store` returns little more than the filled part, or `cache_position`
+    holds it on the device and `store` returns all, so that a recorded step can be replayed. The mask must
+    hide what is not filled.
     """
 
     def __init__(self, layers: int, like: Tensor, length: int):
         """`like` [B, heads, any, d]: keys of the right batch, type and device."""
         batch, heads, _, size = like.shape
-        self.memory = [laid_out(like.new_zeros(batch, heads, length, size) for _ in range(2)) for _ in range(layers)]
+        self.memory = [decoding_layout(like.new_zeros(batch, heads, length, size) for _ in range(2))
+                       for _ in range(layers)]
         self.position, self.length = 0, length
         self.cache_position: Tensor | None = None  # [1]
 
@@ -68,17 +73,19 @@ class KVCache:
         keys[:, :, : k.shape[2]], values[:, :, : k.shape[2]] = k, v
 
     def store(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write one step's keys and values [B, heads, 1, d]; returns all that attention is to look at."""
+        """Write one step's keys and values [B, heads, 1, d]; returns those to attend to."""
         keys, values = self.memory[layer]
         if self.cache_position is not None:
-            return keys.index_copy_(2, self.cache_position, k.to(keys.dtype)), values.index_copy_(2, self.cache_position, v.to(keys.dtype))
+            for memory, new in ((keys, k), (values, v)):
+                memory.index_copy_(2, self.cache_position, new.to(memory.dtype))
+            return keys, values
         t, end = self.position, self.end
         keys[:, :, t], values[:, :, t] = k[:, :, 0], v[:, :, 0]
         return keys[:, :, :end], values[:, :, :end]
 
     @property
     def end(self) -> int:
-        """What attention looks at, rounded up: matrix products on the CPU set themselves up anew for every length."""
+        """The length of attention, rounded up: every new length costs the CPU's matrix products a setup."""
         return min(self.length, -(-(self.position + 1) // ROUNDED) * ROUNDED)
 
     def advance(self) -> None:
@@ -87,18 +94,18 @@ class KVCache:
             self.cache_position += 1
 
     def keep(self, rows: Tensor) -> None:
-        """Drop all but these rows [R] of the batch."""
+        """Keep only these rows [R] of the batch."""
         self.memory = [select(pair, rows) for pair in self.memory]
 
 
-def laid_out(keys_values) -> tuple[Tensor, Tensor]:
-    """Keys and values [B, heads, S, d] as decoding reads them fastest: on the CPU, each dimension of the keys in one piece."""
+def decoding_layout(keys_values) -> tuple[Tensor, Tensor]:
+    """Keys and values [B, heads, S, d] as decoding reads them fastest: on the CPU, keys with S contiguous."""
     keys, values = keys_values
-    if keys.device.type == "cpu":  # and in fp32, since products of half precision set themselves up anew for every length
+    if keys.device.type == "cpu":  # in fp32, since every new length costs products of half precision a setup
         return keys.float().transpose(2, 3).contiguous().transpose(2, 3), values.float().contiguous()
     return keys.contiguous(), values.contiguous()
 
 
 def select(keys_values: tuple[Tensor, Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
-    """These rows [R] of the batch, in the same layout."""
-    return laid_out(x.index_select(0, rows) for x in keys_values)
+    """Rows [R] of the batch, in the same layout."""
+    return decoding_layout(x.index_select(0, rows) for x in keys_values)

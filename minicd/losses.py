@@ -6,14 +6,14 @@ and the student's is
     p_t = p_θ(· | T_student(x), f(y)_<t)     it sees the minimal prompt and the answer so far.
 
 Every loss here has one signature, `loss(logits, labels) -> [B, T]`, and is a few lines long. To change the
-method, add a function and name it in LOSSES, with the kind of label that it needs; `train.py --loss NAME` then
+method, add a function and name it in LOSSES, with the kind of label it needs; `train.py --loss NAME` then
 finds it. `labels` has, with K the widest label of the batch,
     tokens  [B, T]     the answer's tokens f(y)_t
     ids     [B, T, K]  the tokens that the soft label names
     weights [B, T, K]  their probabilities; zero where there are fewer than K
     mask    [B, T]     true at the answer's tokens, false at padding
-A label is sampled (`empirical`: 100 draws from q), exact (all of q), or top (the k most likely tokens). With a top
-label the rest of the vocabulary is one more outcome, the tail: every sum below then runs over k + 1 outcomes.
+A label is sampled (100 draws from q), exact (all of q), or top (the k most likely tokens). With a top label
+the rest of the vocabulary is one more outcome, the tail: every sum below then runs over k + 1 outcomes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FLOOR = 1e-10  # the least probability in the losses that take the logarithm of 
 def empirical(logits: Tensor, labels) -> Tensor:
     """KL(q̂ ‖ p) up to a constant: CE(q̂_t, p_t) = logsumexp(z_t) − Σ_v q̂_t(v) z_t(v).
 
-    q̂ is the empirical distribution of (by default) 100 tokens drawn from q, so the gradient is unbiased and no
+    q̂ is the empirical distribution of (by default) 100 tokens drawn from q: the gradient is unbiased, and no
     dense [B, T, V] target is built. logits [B, T, V] → [B, T] nats.
     """
     # = z.logsumexp(-1) - (labels.weights * z.gather(-1, labels.ids)).sum(-1), with a quarter of the memory
@@ -41,25 +41,25 @@ def empirical(logits: Tensor, labels) -> Tensor:
 
 
 def hard(logits: Tensor, labels) -> Tensor:
-    """Equation 1 as written: −log p(f(y)_t), the label being the teacher's token. logits [B, T, V] → [B, T] nats."""
+    """Equation 1 as written: −log p(f(y)_t), with the teacher's token as label. [B, T, V] → [B, T] nats."""
     z, logsumexp = GatherAndLogSumExp.apply(logits, labels.tokens[..., None])
     return logsumexp - z[..., 0]
 
 
 def forward(logits: Tensor, labels) -> Tensor:
-    """KL(q ‖ p) = Σ_v q(v) (log q(v) − log p(v)), over the vocabulary, or over the k top tokens and the tail."""
+    """KL(q ‖ p) = Σ_v q(v) (log q(v) − log p(v)), over the vocabulary, or the k top tokens and the tail."""
     q, p = log_probs_with_tail(logits, labels)
     return kl(q, p)
 
 
 def reverse(logits: Tensor, labels) -> Tensor:
-    """KL(p ‖ q) = Σ_v p(v) (log p(v) − log q(v)): avoids what the teacher finds unlikely (Gu et al., 2024)."""
+    """KL(p ‖ q) = Σ_v p(v) (log p(v) − log q(v)): avoids what is unlikely under q (Gu et al., 2024)."""
     q, p = log_probs_with_tail(logits, labels)
     return kl(p, q)
 
 
 def jsd(logits: Tensor, labels, beta: float = 0.5) -> Tensor:
-    """β KL(q ‖ m) + (1 − β) KL(p ‖ m), m = β q + (1 − β) p: generalised Jensen-Shannon (Agarwal et al., 2024)."""
+    """Jensen-Shannon (Agarwal et al., 2024): β KL(q ‖ m) + (1 − β) KL(p ‖ m) with m = β q + (1 − β) p."""
     q, p = log_probs_with_tail(logits, labels)
     m = torch.logaddexp(q + math.log(beta), p + math.log(1 - beta))
     return beta * kl(q, m) + (1 - beta) * kl(p, m)
@@ -71,10 +71,10 @@ def kl(a: Tensor, b: Tensor) -> Tensor:
 
 
 def log_probs_with_tail(logits: Tensor, labels) -> tuple[Tensor, Tensor]:
-    """Teacher's and student's log-probabilities [B, T, K + 1] of the tokens that the label names, and of the tail.
+    """Teacher's and student's log-probabilities [B, T, K + 1] of the label's tokens and of the tail.
 
-    Labels and tails are at least FLOOR: else a label without a tail has log 0, which `reverse` multiplies with p.
-    The student's named tokens have no floor: its gradient would be 0 just where the student is most wrong.
+    Labels and tails are at least FLOOR: a label without a tail has log 0 there, which `reverse` multiplies
+    with p. The student's named tokens have no floor: its gradient would be 0 where the student is most wrong.
     """
     z, logsumexp = GatherAndLogSumExp.apply(logits, labels.ids)
     named = labels.weights > 0
@@ -93,7 +93,7 @@ def tail(named: Tensor) -> Tensor:
 class GatherAndLogSumExp(torch.autograd.Function):
     """Logits [..., V], ids [..., K] → z at the ids [..., K] and logsumexp(z) [...], in at least fp32.
 
-    The gradient is written out, since autograd's holds four tensors as large as the logits at once; this holds one.
+    The gradient is written out: autograd's holds four tensors as large as the logits at once, this one.
     """
 
     @staticmethod
@@ -137,12 +137,11 @@ LOSSES = {"empirical": Loss(empirical), "hard": Loss(hard), "exact": Loss(forwar
 
 
 def find_loss(name: str, beta: float = 0.5) -> Callable[..., Tensor]:
-    """The loss of that name; `beta` is jsd's. Raises ValueError for an unknown name or a beta outside (0, 1)."""
+    """The loss of that name; `beta` is jsd's. Raises ValueError for an unknown name or a β outside (0, 1)."""
     if name not in LOSSES:
         raise ValueError(f"there is no loss {name!r}; losses: {', '.join(LOSSES)}")
     if name == "jsd" and not 0 < beta < 1:
-        raise ValueError(f"the loss jsd with β = {beta}: it must lie between 0 and 1 (for the limits, use exact or "
-                         "reverse)")
+        raise ValueError(f"jsd: β = {beta} must lie between 0 and 1; at the ends, use exact or reverse")
     return partial(jsd, beta=beta) if name == "jsd" else LOSSES[name]
 
 

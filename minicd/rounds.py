@@ -1,4 +1,4 @@
-"""Rounds of context distillation: simultaneous (equation 2), sequential (equation 3), recursive; and on-policy batches."""
+"""Rounds: simultaneous (equation 2), sequential (equation 3), recursive; and on-policy batches."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from typing import Sequence
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .distill import (Context, PracticeSettings, check_labels, combine_seeds, distill, ensemble_logits, identity, practice,
-                      soft_labels)
+from .distill import (Context, PracticeSettings, check_labels, combine_seeds, distill, ensemble_logits,
+                      identity, practice, soft_labels)
 from .labels import Examples, LabelBatch, Ragged
-from .runtime.files import atomic_safetensors
+from .runtime.files import all_tensors, atomic_safetensors, open_safetensors
 from .sampling import generate
 from .tokenizer import TextTokenizer
 from .training import FitSettings, fit
@@ -34,13 +32,14 @@ class RoundSettings:
 
 
 def rounds(model: nn.Module, tokenizer: TextTokenizer, schedule: Sequence[Sequence[Context]],
-           settings: RoundSettings | None = None, *, recursive: bool = False, seed: int = 0, folder: Path | None = None,
-           name: str = "") -> nn.Module:
-    """Distil round after round; `model` stays as it is, the student of the last round is returned.
+           settings: RoundSettings | None = None, *, recursive: bool = False, seed: int = 0,
+           folder: Path | None = None, name: str = "") -> nn.Module:
+    """Distil round after round; returns the student of the last round and leaves `model` unchanged.
 
-    A round is a list of contexts, learnt simultaneously: L(θ) = Σ_k L_Ωk(θ) (equation 2). Rounds follow each other,
-    θ_{n+1} = argmin L_Ωn(θ) from θ_n (equation 3), taught by `model`, or with `recursive` by the student of the round before.
-    With `folder`, a rerun goes on at the round and step where it was stopped. `name` precedes those of the progress bars.
+    A round is a list of contexts, learnt simultaneously: L(θ) = Σ_k L_Ωk(θ) (equation 2). The next round
+    starts from its student: θ_{n+1} = argmin L_Ωn(θ) from θ_n (equation 3). The teacher is `model`, or with
+    `recursive` the student of the round before. With `folder`, a rerun resumes at the round and step where
+    it stopped. `name` is the prefix of the progress bars.
     Raises ValueError where the schedule or a round is empty, and what `practice` and `fit` raise.
     """
     if not schedule or not all(schedule):
@@ -55,7 +54,7 @@ def rounds(model: nn.Module, tokenizer: TextTokenizer, schedule: Sequence[Sequen
 
 def one_round(teacher: nn.Module, student: nn.Module, tokenizer: TextTokenizer, contexts: Sequence[Context],
               settings: RoundSettings, seed: int, folder: Path | None, name: str) -> None:
-    """Practise under every context, mix, and fit the student in place; its finished weights are kept in `folder`."""
+    """Practise under every context, mix, and fit the student in place; its final weights go to `folder`."""
     done = folder and folder / "student.safetensors"
     if done and done.exists():
         load_state(student, done)
@@ -69,11 +68,12 @@ def one_round(teacher: nn.Module, student: nn.Module, tokenizer: TextTokenizer, 
                            batch_size=settings.fit.batch_size, seed=seed)
         fit(student, batches, settings.fit, seed=seed, checkpoint=progress, name=f"{name}, on-policy")
     else:
-        parts = [practice(teacher, tokenizer, context, settings.items, settings.practice, seed=combine_seeds((seed, k)),
-                          folder=folder and folder / f"practice-{k}", name=f"{name}, practice {k + 1}")
+        parts = [practice(teacher, tokenizer, context, settings.items, settings.practice,
+                          seed=combine_seeds((seed, k)), folder=folder and folder / f"practice-{k}",
+                          name=f"{name}, practice {k + 1}")
                  for k, context in enumerate(contexts)]
-        distill(student, Examples.join(parts), settings.fit, epochs=settings.epochs, seed=seed, checkpoint=progress,
-                name=f"{name}, distill")
+        distill(student, Examples.join(parts), settings.fit, epochs=settings.epochs, seed=seed,
+                checkpoint=progress, name=f"{name}, distill")
     if done:
         atomic_safetensors(done, student.state_dict())
         progress.unlink(missing_ok=True)
@@ -81,22 +81,20 @@ def one_round(teacher: nn.Module, student: nn.Module, tokenizer: TextTokenizer, 
 
 def load_state(model: nn.Module, path: Path) -> None:
     """Raises ValueError where the file is damaged or another model's."""
-    try:
-        model.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is damaged or another model's ({reason}); delete it to train anew") from None
+    with open_safetensors(path, "is damaged or another model's", "delete it to train anew") as file:
+        model.load_state_dict(all_tensors(file))
 
 
 class OnPolicy:
-    """Batches on which the student answers and the teacher, under its own prompt, labels every token of that answer.
+    """Batches that the student answers itself and the teacher, under its own prompt, labels token by token.
 
-    Then the student learns where its own mistakes lead (Agarwal et al., 2024), usually with the loss `reverse` or `jsd`.
-    Several contexts take turns. Raises ValueError where an extractor is not the identity.
+    The student learns where its own mistakes lead (Agarwal et al., 2024), usually with the loss `reverse` or
+    `jsd`. Several contexts take turns. Raises ValueError where an extractor is not the identity.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module, tokenizer: TextTokenizer,
-                 context: Context | Sequence[Context], settings: PracticeSettings, *, steps: int, batch_size: int, seed: int = 0):
+                 context: Context | Sequence[Context], settings: PracticeSettings, *, steps: int,
+                 batch_size: int, seed: int = 0):
         self.contexts = [context] if isinstance(context, Context) else list(context)
         for each in self.contexts:
             check_on_policy(each)
@@ -107,14 +105,15 @@ class OnPolicy:
         return self.steps
 
     def __getitem__(self, step: int) -> tuple[Tensor, LabelBatch]:
-        seed, eos, context = (self.seed, step), self.tokenizer.eos_id, self.contexts[step % len(self.contexts)]
+        seed, context = (self.seed, step), self.contexts[step % len(self.contexts)]
         precision = self.settings.precision
         generator = torch.Generator(next(self.student.parameters()).device).manual_seed(combine_seeds(seed))
         inputs = context.inputs(self.batch_size, np.random.default_rng(seed))
         prompts = self.tokenizer.encode_all([context.student(x) for x in inputs])
-        sampled, reasons = generate(self.student, prompts, self.settings.max_new_tokens, self.settings.temperature,
-                                    generator=generator, reasons=True, precision=precision)
-        answers = [[*y, eos] if why == "eos" else y for y, why in zip(sampled, reasons)]
+        sampled, reasons = generate(self.student, prompts, self.settings.max_new_tokens,
+                                    self.settings.temperature, generator=generator, reasons=True,
+                                    precision=precision)
+        answers = [[*y, self.tokenizer.eos_id] if why == "eos" else y for y, why in zip(sampled, reasons)]
         views = [self.tokenizer.encode_all([template(x) for x in inputs]) for template in context.teachers]
         logits = ensemble_logits(self.teacher, views, answers, [slice(0, len(a)) for a in answers], precision)
         labels = soft_labels(torch.cat(logits), self.settings, generator)
@@ -123,7 +122,7 @@ class OnPolicy:
 
 
 def check_on_policy(context: Context) -> None:
-    """Raises ValueError where f is not the identity: the student writes no scratchpad that could be cut off."""
+    """Raises ValueError where f is not the identity: the student writes no scratchpad to cut off."""
     if context.extract is not identity:
-        raise ValueError("on-policy distillation needs the identity as its extractor: the teacher judges the student's whole "
-                         "answer, from which nothing can be cut off")
+        raise ValueError("on-policy distillation needs the identity as its extractor: the teacher judges the "
+                         "student's whole answer, from which nothing can be cut off")

@@ -11,24 +11,25 @@ import torch
 from torch import Tensor
 
 from .runtime.device import autocast
-from .runtime.fast import packed, stepper
+from .runtime.fast import pack_weights, stepper
 from .runtime.progress import bar
 
-LOGITS_AT_ONCE = 2**28  # most numbers that score() makes at a time: 1 GiB in fp32
-LOOK_EVERY = 8  # steps between looks at which rows have finished: on CUDA each look waits for the device
+LOGITS_AT_ONCE = 2**28  # the most numbers that score() makes at a time: 1 GiB in fp32
+LOOK_EVERY = 8  # steps between checks for finished rows, since on CUDA each check waits for the device
 
 
 @torch.no_grad()
 def generate(model, prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float = 1.0,
              top_k: int | None = None, top_p: float | None = None, stop: Sequence[int | str] = (),
-             generator: torch.Generator | None = None, batch_size: int = 512, progress: str = "", tokenizer=None,
-             reasons: bool = False, precision: str | None = None) -> list[list[int]] | tuple[list[list[int]], list[str]]:
+             generator: torch.Generator | None = None, batch_size: int = 512, progress: str = "",
+             tokenizer=None, reasons: bool = False, precision: str | None = None
+             ) -> list[list[int]] | tuple[list[list[int]], list[str]]:
     """Sample one completion for each prompt (lists of token ids); temperature 0 is greedy.
 
-    `stop`: token ids, and strings (which need the `tokenizer`), that end a completion besides the model's own end-of-sequence
-    tokens. Returns token-id lists without what ended them; with `reasons`, also why each ended: "eos", "stop", or "length"
-    after max_new_tokens tokens. `precision`: bf16, fp32, auto, or None: that of the weights. Where memory runs out the batch is
-    halved, with a warning.
+    `stop`: token ids, and strings (which need the `tokenizer`), that end a completion like the model's own
+    end-of-sequence tokens. Returns token-id lists without what ended them; with `reasons`, also why each
+    ended: "eos", "stop", or "length" after max_new_tokens tokens. `precision`: bf16, fp32, auto, or None for
+    that of the weights. Where memory runs out, the batch is halved, with a warning.
     Raises ValueError for an empty or too long prompt or a setting out of range.
     """
     check(model, prompts, max_new_tokens, temperature, top_k, top_p)
@@ -37,7 +38,7 @@ def generate(model, prompts: Sequence[Sequence[int]], max_new_tokens: int, tempe
     results: list[list[int]] = [[]] * len(prompts)
     why = ["length"] * len(prompts)
     device = next(model.parameters()).device
-    with evaluating(model), packed(model), autocast(device, precision):
+    with eval_mode(model), pack_weights(model), autocast(device, precision):
         def run(rows: list[int]) -> None:
             batch = pad([prompts[i] for i in rows], model.config.pad_token_id).to(device)
             for i, tokens in zip(rows, sample_batch(model, batch, max_new_tokens, stops, how).tolist()):
@@ -46,8 +47,9 @@ def generate(model, prompts: Sequence[Sequence[int]], max_new_tokens: int, tempe
     return (results, why) if reasons else results
 
 
-def in_batches(run: Callable[[list[int]], None], rows: list[int], size: int, generator=None, progress: str = "") -> None:
-    """Call run(batch) for batches of at most `size` rows; where memory runs out, halve the size and go on."""
+def in_batches(run: Callable[[list[int]], None], rows: list[int], size: int, generator=None,
+               progress: str = "") -> None:
+    """Call run(batch) for batches of at most `size` rows; where memory runs out, halve the size and retry."""
     with bar(len(rows), progress, "prompt", disable=not progress) as shown:
         while rows:
             batch = rows[:size]
@@ -78,17 +80,17 @@ def sample_batch(model, prompts: Tensor, max_new_tokens: int, stops: Stops, how:
     tokens = choose(logits, **how)
     out = torch.full((len(prompts), max_new_tokens), stops.filler, device=prompts.device)
     out[:, 0] = tokens
-    alive = torch.arange(len(prompts), device=prompts.device)  # row numbers in `out` of the rows still running
+    alive = torch.arange(len(prompts), device=prompts.device)  # numbers in `out` of the rows still running
     finished = torch.isin(tokens, stops.ids)
     look_every = 1 if prompts.device.type == "cpu" else LOOK_EVERY
     step = None
     for t in range(1, max_new_tokens):
         if t % look_every == 0:
-            finished = stops.found(out[alive, :t], finished)
+            finished = stops.find(out[alive, :t], finished)
             running = (~finished).nonzero()[:, 0]
             if len(running) == 0:
                 break
-            if len(running) < 0.75 * len(alive):  # smaller steps pay for the copy
+            if len(running) < 0.75 * len(alive):  # below that, smaller steps pay for the copy
                 cache.keep(running)
                 alive, tokens, finished, step = alive[running], tokens[running], finished[running], None
         if step is None:
@@ -114,7 +116,7 @@ class Stops:
         self.ids = torch.tensor(ids, device=next(model.parameters()).device)
         self.known = set(ids)
 
-    def found(self, tokens: Tensor, finished: Tensor) -> Tensor:
+    def find(self, tokens: Tensor, finished: Tensor) -> Tensor:
         """`finished` [B], and the rows of `tokens` [B, T] whose text holds a stop string."""
         if not self.strings:
             return finished
@@ -130,12 +132,14 @@ class Stops:
         text = self.tokenizer.decode(tokens) if self.strings else ""
         starts = [text.index(s) for s in self.strings if s in text]
         if starts:  # the most tokens whose text ends before the string begins
-            fits = range(len(tokens), -1, -1)
-            return tokens[: next(n for n in fits if len(self.tokenizer.decode(tokens[:n])) <= min(starts))], "stop"
+            lengths = range(len(tokens), -1, -1)
+            n = next(n for n in lengths if len(self.tokenizer.decode(tokens[:n])) <= min(starts))
+            return tokens[:n], "stop"
         return tokens, reason
 
 
-def choose(logits: Tensor, temperature: float, top_k: int | None = None, top_p: float | None = None, generator=None) -> Tensor:
+def choose(logits: Tensor, temperature: float, top_k: int | None = None, top_p: float | None = None,
+           generator=None) -> Tensor:
     """Logits [B, V] → one token for each row [B]."""
     if temperature == 0:
         return logits.argmax(-1)
@@ -154,9 +158,9 @@ def choose(logits: Tensor, temperature: float, top_k: int | None = None, top_p: 
 @torch.no_grad()
 def score(model, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], batch_size: int = 512,
           keep: Sequence[slice] | None = None, precision: str | None = None) -> list[Tensor]:
-    """Teacher-forced logits: for each answer [T, V] in fp32, row t predicting answer[t] from the prompt and answer[:t].
+    """Teacher-forced logits, fp32 [T, V] an answer: row t predicts answer[t] from the prompt and answer[:t].
 
-    `keep` has a slice for each answer: only those rows of its logits are returned. `precision` as in `generate`.
+    `keep` has a slice for each answer: only those rows are returned. `precision` as in `generate`.
     """
     if len(prompts) != len(answers):
         raise ValueError(f"{len(prompts)} prompts, but {len(answers)} answers")
@@ -164,19 +168,19 @@ def score(model, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[in
     results: list[Tensor] = [torch.empty(0)] * len(prompts)
     longest = max([1, *map(len, answers)])
     batch_size = max(1, min(batch_size, LOGITS_AT_ONCE // (longest * model.config.vocab_size)))
-    with evaluating(model), packed(model), autocast(device, precision):
+    with eval_mode(model), pack_weights(model), autocast(device, precision):
         def run(rows: list[int]) -> None:
-            logits = model(*(pad([texts[i] for i in rows], pad_id).to(device) for texts in (prompts, answers)))
-            for i, row in zip(rows, logits):
+            batch = [pad([texts[i] for i in rows], pad_id).to(device) for texts in (prompts, answers)]
+            for i, row in zip(rows, model(*batch)):
                 row = row[: len(answers[i])]
-                results[i] = (row[keep[i]] if keep else row).float().clone()  # a view would keep the whole batch in memory
+                results[i] = (row[keep[i]] if keep else row).float().clone()  # a view would keep all rows
         in_batches(run, by_length([[*p, *a] for p, a in zip(prompts, answers)]), batch_size)
     return results
 
 
 @contextmanager
-def evaluating(model):
-    """Dropout off inside, and as it was afterwards."""
+def eval_mode(model):
+    """Turn dropout off inside, and restore it afterwards."""
     was_training = model.training
     model.eval()
     try:
@@ -186,7 +190,7 @@ def evaluating(model):
 
 
 def by_length(sequences: Sequence[Sequence[int]]) -> list[int]:
-    """Row numbers, longest first: batches of similar length, and what does not fit into memory fails early."""
+    """Row numbers, longest first: batches have similar lengths, and what exceeds the memory fails early."""
     return sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
 
 
@@ -196,18 +200,20 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int) -> Tensor:
     return torch.tensor([[*row, *[pad_id] * (longest - len(row))] for row in rows])
 
 
-def check(model, prompts, max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+def check(model, prompts, max_new_tokens: int, temperature: float, top_k: int | None,
+          top_p: float | None) -> None:
     empty = [i for i, prompt in enumerate(prompts) if len(prompt) == 0]
     if empty:
         raise ValueError(f"prompt {empty[0]} is empty")
     top = max((max(prompt) for prompt in prompts), default=0)
     if top >= model.config.vocab_size or min((min(prompt) for prompt in prompts), default=0) < 0:
-        raise ValueError(f"a prompt has a token id outside 0…{model.config.vocab_size - 1}: this tokenizer is another model's")
+        raise ValueError(f"a prompt has a token id outside 0…{model.config.vocab_size - 1}: the tokenizer is "
+                         "another model's")
     limit = getattr(model.config, "max_positions", math.inf)
     longest = max(range(len(prompts)), key=lambda i: len(prompts[i]), default=0)
     if prompts and len(prompts[longest]) + max_new_tokens > limit:
-        raise ValueError(f"prompt {longest} has {len(prompts[longest])} tokens; with {max_new_tokens} new ones these are more "
-                         f"than the model's {limit} positions")
+        raise ValueError(f"prompt {longest} has {len(prompts[longest])} tokens; with {max_new_tokens} new "
+                         f"ones these are more than the model's {limit} positions")
     if max_new_tokens < 1 or not temperature >= 0 or (top_k is not None and top_k < 1):
         raise ValueError("max_new_tokens and top_k must be at least 1, temperature at least 0")
     if top_p is not None and not 0 < top_p <= 1:

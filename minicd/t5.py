@@ -1,8 +1,8 @@
-"""The T5 encoder-decoder (Raffel et al., 2020): v1.0, and v1.1 with its children (LM-adapted, Flan, TK-Instruct).
+"""The T5 encoder-decoder (Raffel et al., 2020): v1.0, and v1.1 with LM-adapted, Flan and TK-Instruct models.
 
-What differs from a textbook transformer: attention logits are not divided by sqrt(d); positions enter only as a
-learned bias per head and bucketed distance, computed once a stack and shared by its layers; RMS norm without mean;
-no linear layer has a bias. v1.0 has a ReLU feed-forward and scales the tied output head by d_model^-0.5.
+What differs from a textbook transformer: attention logits are not divided by sqrt(d); positions enter only as
+a learned bias per head and bucketed distance, computed once a stack and shared by its layers; RMS norm has no
+mean; linear layers have no bias. v1.0 has a ReLU feed-forward and scales the tied head by d_model^-0.5.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import Embedding, KVCache, RMSNorm, attend, laid_out, select
+from .layers import Embedding, KVCache, RMSNorm, attend, decoding_layout, select
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "gated-relu": F.relu, "gated-silu": F.silu,
-               "gated-gelu": lambda x: F.gelu(x, approximate="tanh")}  # by T5's convention, unlike the plain "gelu"
-KEEP_FP32 = (".wo.",)  # what runs out of half precision's range in large T5s
+               "gated-gelu": lambda x: F.gelu(x, approximate="tanh")}  # T5's convention, unlike plain "gelu"
+KEEP_FP32 = (".wo.",)  # overflows in half precision in large T5s
 
 
 @dataclass
 class T5Config:
-    """The fields of a Hugging Face `config.json` that decide the computation, under their names there."""
+    """The fields of a Hugging Face `config.json` that determine the computation, with their names there."""
 
     vocab_size: int
     d_model: int
@@ -48,7 +48,8 @@ class T5Config:
         if self.num_decoder_layers is None:
             self.num_decoder_layers = self.num_layers
         if self.feed_forward_proj not in ACTIVATIONS:
-            raise ValueError(f"feed_forward_proj {self.feed_forward_proj!r} is unknown; known: {', '.join(ACTIVATIONS)}")
+            known = ", ".join(ACTIVATIONS)
+            raise ValueError(f"feed_forward_proj {self.feed_forward_proj!r} is unknown; known: {known}")
 
 
 class Attention(nn.Module):
@@ -94,7 +95,7 @@ class FeedForward(nn.Module):
             hidden = self.activation(gate) * up
         else:
             hidden = self.activation(self.wi(x))
-        return self.wo(self.dropout(hidden).to(self.wo.weight.dtype))  # which stays fp32 in a bf16 model, see KEEP_FP32
+        return self.wo(self.dropout(hidden).to(self.wo.weight.dtype))  # fp32 in a bf16 model, see KEEP_FP32
 
 
 class Block(nn.Module):
@@ -128,7 +129,8 @@ class RelativeBias(nn.Module):
 
     def __init__(self, config: T5Config, bidirectional: bool):
         super().__init__()
-        self.buckets, self.max_distance = config.relative_attention_num_buckets, config.relative_attention_max_distance
+        self.buckets = config.relative_attention_num_buckets
+        self.max_distance = config.relative_attention_max_distance
         self.bidirectional = bidirectional
         self.embedding = nn.Embedding(self.buckets, config.num_heads)
 
@@ -165,7 +167,7 @@ class Stack(nn.Module):
 
 
 class Cache(KVCache):
-    """Self-attention keys and values, and what never changes: those of the prompt, its mask, the bias of all steps."""
+    """Self-attention keys and values; and fixed: those of the prompt, its mask, the bias of all steps."""
 
     def __init__(self, cross_kv: list, cross_bias: Tensor, bias: Tensor):
         super().__init__(len(cross_kv), cross_kv[0][0], length=bias.shape[-1])
@@ -184,7 +186,7 @@ class Cache(KVCache):
 
 
 class T5(nn.Module):
-    """The model. Prompts and answers are [B, S] and [B, T] token ids, padded on the right with pad_token_id."""
+    """The model. Prompts [B, S] and answers [B, T] are token ids, padded on the right with pad_token_id."""
 
     def __init__(self, config: T5Config):
         super().__init__()
@@ -196,7 +198,7 @@ class T5(nn.Module):
             self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
 
     def forward(self, prompts: Tensor, answers: Tensor) -> Tensor:
-        """Teacher-forced logits [B, T, V]; logits[:, t] predicts answers[:, t] from answers[:, :t]."""
+        """Teacher-forced logits [B, T, V]: logits[:, t] predict answers[:, t] from answers[:, :t]."""
         states, cross_bias = self.encode(prompts)
         inputs = F.pad(answers[:, :-1], (1, 0), value=self.config.decoder_start_token_id)
         bias = self.causal_bias(inputs.shape[1])
@@ -228,15 +230,15 @@ class T5(nn.Module):
         return self.lm_head(x)
 
     def prefill(self, prompts: Tensor, max_new_tokens: int) -> tuple[Tensor, Cache]:
-        """Encode prompts [B, S] → logits [B, V] of the first token, and a cache with room for max_new_tokens steps."""
+        """Encode prompts [B, S] → logits [B, V] of the first token, and a cache for max_new_tokens steps."""
         states, cross_bias = self.encode(prompts)
-        cross_kv = [laid_out(block.cross.keys_values(states)) for block in self.decoder.blocks]
+        cross_kv = [decoding_layout(block.cross.keys_values(states)) for block in self.decoder.blocks]
         cache = Cache(cross_kv, cross_bias, self.causal_bias(max_new_tokens))
         start = torch.full((len(prompts),), self.config.decoder_start_token_id, device=prompts.device)
         return self.step(start, cache), cache
 
     def step(self, tokens: Tensor, cache: Cache) -> Tensor:
-        """Tokens [B] chosen last → next-token logits [B, V]; the cache moves on by one."""
+        """The latest tokens [B] → next-token logits [B, V]; the cache advances by one."""
         x, bias = self.shared(tokens)[:, None], cache.step_bias()
         for layer, block in enumerate(self.decoder.blocks):
             x = block(x, bias, cache.cross_kv[layer], cache.cross_bias, partial(cache.store, layer))

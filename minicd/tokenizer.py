@@ -1,4 +1,4 @@
-"""Text ↔ token ids, on top of the `tokenizers` library. What files hold of tokenizers is read in hf/tokenizers.py."""
+"""Text ↔ token ids, on top of the `tokenizers` library. hf/tokenizers.py reads the files."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from .runtime.files import atomic_bytes
 
 
 class TextTokenizer:
-    """Encodes prompts and answers. An answer ends with the stop token; a prompt does where the model is an encoder-decoder."""
+    """Encodes prompts and answers. The stop token ends answers and, in encoder-decoders, prompts."""
 
-    def __init__(self, backend: Tokenizer, eos: str = "</s>", pad: str | None = "<pad>", ends_prompts: bool = True):
-        """`pad` None: the model has no such token. `ends_prompts` False: the model is a decoder, which would stop there."""
+    def __init__(self, backend: Tokenizer, eos: str = "</s>", pad: str | None = "<pad>",
+                 ends_prompts: bool = True):
+        """`pad` None: there is no such token. `ends_prompts` False: for a decoder, which would stop there."""
         self.backend, self.ends_prompts = backend, ends_prompts
         self.eos_id, self.pad_id = backend.token_to_id(eos), None if pad is None else backend.token_to_id(pad)
         for token, number in ((eos, self.eos_id), (pad, self.pad_id)):
@@ -22,7 +23,7 @@ class TextTokenizer:
                 raise ValueError(f"the tokenizer has no {token} token, which the model needs")
 
     def __len__(self) -> int:
-        """One more than the highest id: the rows that an embedding must have. Ids may have gaps."""
+        """One more than the highest id: how many rows an embedding needs. Ids may have gaps."""
         return max(self.backend.get_vocab().values()) + 1
 
     def encode(self, text: str) -> list[int]:
@@ -33,21 +34,22 @@ class TextTokenizer:
         return [self.prompt_ids(encoding) for encoding in self.backend.encode_batch(list(texts))]
 
     def prompt_ids(self, encoding: Encoding) -> list[int]:
-        """The ids of a prompt: with one stop token at the end, or without the one that the backend itself appended."""
+        """The ids of a prompt, with a stop token at the end, or without the one that the backend appended."""
         ids = encoding.ids
         if self.ends_prompts:
             return self.with_eos(ids)
-        appended = ids[-1:] == [self.eos_id] and encoding.special_tokens_mask[-1]  # 0 where the stop token is in the text
+        appended = ids[-1:] == [self.eos_id] and encoding.special_tokens_mask[-1]  # 0: it is part of the text
         return ids[:-1] if appended else ids
 
     def encode_answer(self, text: str) -> list[int]:
-        """An answer → its ids, the stop token last. For a decoder it goes on from a prompt, so that no token begins it."""
+        """An answer → its ids, the stop token last. A decoder's has no start token: it continues a prompt."""
         return self.encode_answers([text])[0]
 
     def encode_answers(self, texts: Sequence[str]) -> list[list[int]]:
         if self.ends_prompts:
             return self.encode_all(texts)
-        return [self.with_eos(encoding.ids) for encoding in self.backend.encode_batch(list(texts), add_special_tokens=False)]
+        encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
+        return [self.with_eos(encoding.ids) for encoding in encodings]
 
     def with_eos(self, ids: list[int]) -> list[int]:
         return ids if ids and ids[-1] == self.eos_id else ids + [self.eos_id]
@@ -57,9 +59,10 @@ class TextTokenizer:
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The text of each token by itself, without spaces or their mark; U+FFFD stands for part of a character."""
+        """The text of each token by itself, without spaces; U+FFFD stands for part of a character."""
         if isinstance(self.backend.decoder, decoders.ByteLevel):
-            return [text.replace(" ", "") for text in self.backend.decode_batch([[i] for i in ids], skip_special_tokens=False)]
+            texts = self.backend.decode_batch([[i] for i in ids], skip_special_tokens=False)
+            return [text.replace(" ", "") for text in texts]
         return [(self.backend.id_to_token(i) or "").replace("\u2581", "") for i in ids]
 
     def save(self, path: Path) -> None:
@@ -67,7 +70,7 @@ class TextTokenizer:
 
 
 def word_tokenizer(words: Sequence[str]) -> TextTokenizer:
-    """One token per word, words separated by spaces; ids in the order given after <pad> 0, </s> 1, <unk> 2."""
+    """One token per word, words separated by spaces; their ids follow <pad> 0, </s> 1, <unk> 2, in order."""
     vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *words])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

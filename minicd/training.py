@@ -1,4 +1,4 @@
-"""fit(): optimiser, precision, progress bar, checkpoint and resume. It knows nothing of teachers or contexts."""
+"""fit(): optimiser, precision, progress bar, checkpoint and resume. It knows no teachers and no contexts."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Callable, Protocol
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from .runtime.device import autocast
-from .runtime.files import atomic_safetensors
+from .runtime.files import all_tensors, atomic_safetensors, open_safetensors
 from .runtime.muon import Muon
 from .runtime.progress import bar
 from .labels import Examples, LabelBatch
-from .losses import loss_named, mean_over_answers
+from .losses import find_loss, mean_over_answers
 
 OPTIMISERS = ("adamw", "muon")
-CHECK_EVERY = 20  # steps between looks at the loss: each look waits for the device
+CHECK_EVERY = 20  # steps between checks of the loss, since each check waits for the device
 
 
 @dataclass
@@ -40,18 +39,19 @@ class FitSettings:
 
 
 class BatchSource(Protocol):
-    """Batches by step number, so that a resumed run sees exactly what an uninterrupted one would have seen."""
+    """Batches by step number, so that a resumed run sees exactly what an uninterrupted one sees."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, step: int) -> tuple[Tensor, LabelBatch]: ...
 
 
 class Epochs:
-    """Shuffled passes over examples. Batches hold answers of similar length, which saves about a third of the padding."""
+    """Shuffled passes over examples, in batches of similar length, which saves a third of the padding."""
 
     def __init__(self, examples: Examples, batch_size: int, epochs: float, seed: int, pad: int = 0):
-        """`pad`: what fills short prompts up, the model's `config.pad_token_id`."""
-        self.examples, self.batch_size, self.seed, self.pad = examples, min(batch_size, len(examples)), seed, pad
+        """`pad`: the padding of prompts, the model's `config.pad_token_id`."""
+        self.examples, self.seed, self.pad = examples, seed, pad
+        self.batch_size = min(batch_size, len(examples))
         self.per_epoch = len(examples) // self.batch_size
         self.steps = max(1, round(epochs * self.per_epoch))
         self.epoch, self.order = -1, []
@@ -67,10 +67,11 @@ class Epochs:
         return self.examples.batch(self.order[batch], self.pad)
 
 
-def length_buckets(examples: Examples, batch_size: int, generator: torch.Generator, window: int = 16) -> list[Tensor]:
-    """A random order of the rows, cut into batches [batch_size] of similar length; what fills no batch is left out.
+def length_buckets(examples: Examples, batch_size: int, generator: torch.Generator,
+                   window: int = 16) -> list[Tensor]:
+    """The rows in random order, in batches [batch_size] of similar length; an incomplete one is dropped.
 
-    Rows are sorted among `window` batches only: enough to save most padding, few enough that batches stay random.
+    Rows are sorted among `window` batches only: this saves most padding, yet batches stay random.
     """
     order = torch.randperm(len(examples), generator=generator)
     order = order[: len(order) - len(order) % batch_size]
@@ -88,12 +89,13 @@ def learning_rate(step: int, steps: int, settings: FitSettings) -> float:
 
 
 class Run:
-    """A training run that can stop and resume: model, optimiser, step, losses so far, random state."""
+    """A training run that can stop and resume: model, optimisers, step, losses so far, random state."""
 
-    def __init__(self, model: nn.Module, settings: FitSettings, steps: int, seed: int, checkpoint: Path | None):
+    def __init__(self, model: nn.Module, settings: FitSettings, steps: int, seed: int,
+                 checkpoint: Path | None):
         self.model, self.settings, self.steps, self.checkpoint = model, settings, steps, checkpoint
         self.optimisers = make_optimisers(model, settings)
-        self.loss = loss_named(settings.loss, settings.jsd_beta)
+        self.loss = find_loss(settings.loss, settings.jsd_beta)
         self.device = next(model.parameters()).device
         self.description = json.dumps({"settings": asdict(settings), "steps": steps, "seed": seed})
         self.step, self.history, self.saved = 0, [], time.monotonic()
@@ -102,7 +104,7 @@ class Run:
             self.load()
 
     def update(self, prompts: Tensor, labels: LabelBatch) -> Tensor:
-        """One optimiser step; the batch's loss, still on the device."""
+        """One optimiser step; returns the batch's loss, still on the device."""
         prompts, labels = prompts.to(self.device, non_blocking=True), labels.to(self.device)
         with autocast(self.device, self.settings.precision):
             logits = self.model(prompts, labels.tokens)
@@ -119,7 +121,7 @@ class Run:
         return loss.detach()
 
     def tensors(self) -> dict[str, Tensor]:
-        """All state as named tensors: the model's, the optimiser's, the random generators'."""
+        """All state as named tensors: the model's, the optimisers', the random generators'."""
         state = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for name, parameter in self.model.named_parameters():
             for optimiser in self.optimisers:
@@ -131,39 +133,38 @@ class Run:
         return state
 
     def save(self) -> None:
-        """Write the checkpoint. Raises FloatingPointError where the last step spoilt the weights, and keeps the old one."""
+        """Write the checkpoint. Raises FloatingPointError and keeps the old one if weights are not finite."""
         if not all(p.isfinite().all() for p in self.model.parameters()):
-            raise FloatingPointError(f"step {self.step} made weights that are not finite; lower the learning rate or clip "
-                                     "the gradient. The last checkpoint is from before that step")
+            raise FloatingPointError(
+                f"step {self.step} made weights that are not finite; lower the learning rate or clip the "
+                "gradient. The last checkpoint is from before that step")
         history = json.dumps([self.step, self.history])
         atomic_safetensors(self.checkpoint, self.tensors(), {"run": self.description, "history": history})
         self.saved = time.monotonic()
 
     def load(self) -> None:
-        """Go on from the checkpoint. Raises ValueError where that is damaged or belongs to another run."""
-        try:
-            with safe_open(self.checkpoint, "pt") as file:
-                metadata = file.metadata() or {}
-                state = {name: file.get_tensor(name) for name in file.keys()}
-        except Exception as error:  # safetensors has an exception type of its own
-            raise ValueError(f"{self.checkpoint} is damaged ({error}); delete it to train this stage anew") from None
+        """Resume from the checkpoint. Raises ValueError where it is damaged or another run's."""
+        with open_safetensors(self.checkpoint, advice="delete it to train this stage anew") as file:
+            metadata, state = file.metadata() or {}, all_tensors(file)
         if metadata.get("run") != self.description:
-            raise ValueError(f"{self.checkpoint} belongs to a run with other settings ({metadata.get('run')}); "
-                             f"this one has {self.description}. Delete it to train this stage anew")
+            raise ValueError(
+                f"{self.checkpoint} belongs to a run with other settings ({metadata.get('run')}); this one "
+                f"has {self.description}. Delete it to train this stage anew")
         self.step, self.history = json.loads(metadata["history"])
         self.model.load_state_dict({n[6:]: v for n, v in state.items() if n.startswith("model.")})
         for name, parameter in self.model.named_parameters():
             for optimiser in self.optimisers:
                 if any(parameter is p for group in optimiser.param_groups for p in group["params"]):
-                    optimiser.state[parameter] = {key.split(".")[1]: value.to(self.device) for key, value in state.items()
-                                                  if key.startswith("optimiser.") and key.split(".", 2)[2] == name}
+                    optimiser.state[parameter] = {
+                        key.split(".")[1]: value.to(self.device) for key, value in state.items()
+                        if key.startswith("optimiser.") and key.split(".", 2)[2] == name}
         torch.set_rng_state(state["random.cpu"])
         if self.device.type == "cuda" and "random.cuda" in state:
             torch.cuda.set_rng_state(state["random.cuda"], self.device)
 
 
 def make_optimisers(model: nn.Module, settings: FitSettings) -> list[torch.optim.Optimizer]:
-    """AdamW without weight decay for all parameters, or Muon for the matrices inside the layers and AdamW for the rest."""
+    """AdamW without weight decay; or Muon for the matrices inside the layers and AdamW for the rest."""
     if settings.optimiser not in OPTIMISERS:
         raise ValueError(f"optimiser {settings.optimiser!r} is unknown; known: {', '.join(OPTIMISERS)}")
     muon = settings.optimiser == "muon"
@@ -171,13 +172,13 @@ def make_optimisers(model: nn.Module, settings: FitSettings) -> list[torch.optim
     inside = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in inside]
     optimisers: list = [torch.optim.AdamW(rest, lr=settings.lr, weight_decay=0.0, fused=True)]
-    if matrices:  # scaled so that one learning rate suits both
+    if matrices:  # Muon is scaled so that one learning rate suits both
         optimisers.append(Muon(matrices, lr=settings.lr))
     return optimisers
 
 
-def checked_mean(losses: list[Tensor], last_step: int) -> float:
-    """The mean of the losses since the last look. Raises FloatingPointError, naming the first step that is not finite."""
+def finite_mean(losses: list[Tensor], last_step: int) -> float:
+    """The mean of the latest losses. Raises FloatingPointError, naming the first step that is not finite."""
     values = torch.stack(losses).cpu()
     bad = (~values.isfinite()).nonzero()
     if len(bad):
@@ -187,14 +188,14 @@ def checked_mean(losses: list[Tensor], last_step: int) -> float:
     return values.mean().item()
 
 
-def fit(model: nn.Module, batches: BatchSource, settings: FitSettings, *, seed: int = 0, name: str = "training",
-        checkpoint: Path | None = None, save_every: float = 30.0,
+def fit(model: nn.Module, batches: BatchSource, settings: FitSettings, *, seed: int = 0,
+        name: str = "training", checkpoint: Path | None = None, save_every: float = 30.0,
         evaluate: Callable[[int], None] | None = None) -> list[float]:
-    """Minimise the mean answer-token loss over `batches`, in place; returns the loss (nats) every CHECK_EVERY steps.
+    """Minimise the mean answer-token loss, in place; returns the loss (nats) every CHECK_EVERY steps.
 
-    With `checkpoint`, the state is written there every `save_every` seconds, and a rerun after Ctrl-C or a kill goes on
-    from it, bit for bit as if it had never stopped. `evaluate(step)` is called between steps for logs.
-    Raises FloatingPointError on a non-finite loss; ValueError where the checkpoint is damaged or another run's.
+    With `checkpoint`, the state is written there every `save_every` seconds, and a rerun after Ctrl-C or a
+    kill resumes from it, bit for bit as if it had never stopped. `evaluate(step)` is called between steps.
+    Raises FloatingPointError on a non-finite loss, ValueError for a damaged or another run's checkpoint.
     """
     set_dropout(model, settings.dropout)
     run = Run(model.train(), settings, len(batches), seed, checkpoint)
@@ -204,7 +205,7 @@ def fit(model: nn.Module, batches: BatchSource, settings: FitSettings, *, seed: 
             recent.append(run.update(*batches[run.step]))
             shown.update()
             if run.step % CHECK_EVERY == 0 or run.step == run.steps:
-                run.history.append(checked_mean(recent, run.step))
+                run.history.append(finite_mean(recent, run.step))
                 recent.clear()
                 shown.set_postfix(loss=f"{run.history[-1]:.4f}", refresh=False)
                 if evaluate:
@@ -216,7 +217,7 @@ def fit(model: nn.Module, batches: BatchSource, settings: FitSettings, *, seed: 
 
 
 def set_dropout(model: nn.Module, rate: float | None) -> None:
-    """Change every dropout layer of the model; None leaves them alone."""
+    """Set the rate of every dropout layer; None leaves them unchanged."""
     for module in model.modules():
         if isinstance(module, nn.Dropout) and rate is not None:
             module.p = rate

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import log_softmax
 
 from minicd.labels import LabelBatch, SoftLabels
-from minicd.losses import forward, jsd, loss_named, mean_over_answers, reverse
+from minicd.losses import find_loss, forward, jsd, mean_over_answers, reverse
 
 P = torch.tensor([[[0.0, math.log(2), math.log(3)]]], dtype=torch.float64)  # the student: 1/6, 2/6, 3/6
 Q = torch.tensor([[0.0, math.log(3), math.log(4)]], dtype=torch.float64)  # the teacher: 1/8, 3/8, 4/8
@@ -18,7 +18,7 @@ LOSSES = {"forward": forward, "reverse": reverse, "jsd": jsd, "jsd 0.1": partial
 def batch(labels: SoftLabels, length: int, dtype=torch.float64) -> LabelBatch:
     """Labels of one row after the other [1, T], in fp64 and normalised as exactly as that allows."""
     mask = torch.ones(1, length, dtype=torch.bool)
-    ids, weights = labels.padded(torch.arange(length)[None], mask)
+    ids, weights = labels.gather(torch.arange(length)[None], mask)
     return LabelBatch(torch.zeros(1, length, dtype=torch.long), ids, weights.to(dtype), mask)
 
 
@@ -53,13 +53,13 @@ def test_by_hand(loss, expected):
 
 def test_beta_is_a_setting_of_the_loss_jsd_alone():
     label = exact([[1 / 8, 3 / 8, 4 / 8]])
-    assert loss_named("jsd", 0.1)(P, label).item() == pytest.approx(jsd(P, label, beta=0.1).item(), abs=1e-15)
-    assert loss_named("reverse", 0.1)(P, label).item() == reverse(P, label).item()
+    assert find_loss("jsd", 0.1)(P, label).item() == pytest.approx(jsd(P, label, beta=0.1).item(), abs=1e-15)
+    assert find_loss("reverse", 0.1)(P, label).item() == reverse(P, label).item()
     for beta in (0.0, 1.0, -1.0, 2.0, math.nan):
         with pytest.raises(ValueError, match="must lie between 0 and 1"):
-            loss_named("jsd", beta)
+            find_loss("jsd", beta)
     with pytest.raises(ValueError, match="there is no loss 'forwards'; losses: empirical, hard"):
-        loss_named("forwards")
+        find_loss("forwards")
 
 
 def test_the_ends_of_jsd_are_the_two_directions():
@@ -158,7 +158,7 @@ def test_a_student_who_is_sure_and_wrong_is_told_so(gap, dtype, tolerance):
     label = exact([[0.02, 0.49, 0.49]])
     label.weights = label.weights.to(dtype)
     z = torch.tensor([[[gap, 0, 0]]], dtype=dtype).requires_grad_()
-    value = loss_named("exact")(z, label)
+    value = find_loss("exact")(z, label)
     expected = 0.02 * math.log(0.02) + 0.98 * math.log(0.49) + 0.98 * gap + math.log1p(2 * math.exp(-gap))
     assert value.item() == pytest.approx(expected, rel=1e-5)
     (gradient,) = torch.autograd.grad(value.sum(), z)

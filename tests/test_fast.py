@@ -12,7 +12,7 @@ from helpers import tiny_t5
 from minicd import sampling
 from minicd.runtime import fast
 from minicd.hf.checkpoint import load
-from minicd.runtime.fast import packed
+from minicd.runtime.fast import pack_weights
 from minicd.sampling import generate, score
 from minicd.tokenizer import word_tokenizer
 
@@ -102,7 +102,7 @@ def load_copy(model):
 
 def test_an_error_inside_leaves_the_model_unpacked():
     model = tiny_t5(30)
-    with pytest.raises(KeyError), packed(model):
+    with pytest.raises(KeyError), pack_weights(model):
         assert not fast.can_pack() or "forward" in vars(model.lm_head)
         raise KeyError
     assert not any("forward" in vars(m) or "head" in vars(m) for m in model.modules())

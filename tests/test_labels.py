@@ -94,7 +94,7 @@ def test_sampled_labels_have_an_unbiased_gradient(samples):
     p, q = student.softmax(-1), Q_LOGITS.double().softmax(-1)
     soft = SoftLabels.sample(Q_LOGITS.expand(draws, 5), samples, seeded(4))
     mask = torch.ones(draws, 1, dtype=torch.bool)
-    ids, weights = soft.padded(torch.arange(draws)[:, None], mask)
+    ids, weights = soft.gather(torch.arange(draws)[:, None], mask)
     z = student.repeat(draws, 1, 1).requires_grad_()
     empirical(z, LabelBatch(ids[..., 0], ids, weights, mask)).sum().backward()
     gradients = z.grad[:, 0]
@@ -119,7 +119,7 @@ def test_ragged_rows_and_lengths():
 
 def test_ragged_padded_and_positions():
     ragged = Ragged.of([[1, 2, 3], [], [4], [5, 6]])
-    values, mask = ragged.padded(torch.tensor([3, 1, 0]), pad=9)
+    values, mask = ragged.gather(torch.tensor([3, 1, 0]), pad=9)
     assert values.tolist() == [[5, 6, 9], [9, 9, 9], [1, 2, 3]]
     assert mask.tolist() == [[True, True, False], [False] * 3, [True] * 3]
     where, real = ragged.positions(torch.tensor([2, 3]))  # row 2 starts at 3, row 3 at 4
@@ -128,13 +128,13 @@ def test_ragged_padded_and_positions():
 
 def test_ragged_padded_takes_rows_of_any_shape():
     ragged = Ragged.of([[1], [2, 3]])
-    values, mask = ragged.padded(torch.tensor([[0, 1], [1, 1]]))
+    values, mask = ragged.gather(torch.tensor([[0, 1], [1, 1]]))
     assert values.tolist() == [[[1, 0], [2, 3]], [[2, 3], [2, 3]]]
     assert mask.tolist() == [[[True, False], [True, True]], [[True, True], [True, True]]]
 
 
 def test_ragged_padded_without_any_value():
-    values, mask = Ragged.of([[], []]).padded(torch.tensor([0, 1]), pad=7)
+    values, mask = Ragged.of([[], []]).gather(torch.tensor([0, 1]), pad=7)
     assert values.tolist() == [[7], [7]] and not mask.any()
 
 

@@ -8,7 +8,7 @@ from helpers import tiny_t5
 from torch.nn.functional import log_softmax
 
 from minicd.labels import Examples, LabelBatch, Ragged, SoftLabels
-from minicd.losses import LOSSES, empirical, hard, label_kind, loss_named, mean_over_answers
+from minicd.losses import LOSSES, empirical, find_loss, hard, label_kind, mean_over_answers
 
 # logits (0, ln 2, ln 3): exponentials 1, 2, 3 with sum 6, so p = (1/6, 2/6, 3/6) and logsumexp = ln 6
 LOGITS = torch.tensor([[[0.0, math.log(2), math.log(3)]]], dtype=torch.float64)
@@ -32,7 +32,7 @@ def random_labels(batch: int, length: int, vocabulary: int, samples: int) -> Lab
     soft = SoftLabels.sample(logits, samples, generator)
     positions = torch.arange(batch * length).view(batch, length)
     mask = torch.ones(batch, length, dtype=torch.bool)
-    ids, weights = soft.padded(positions, mask)
+    ids, weights = soft.gather(positions, mask)
     weights = weights.double() / weights.double().sum(-1, keepdim=True)
     return LabelBatch(torch.randint(vocabulary, (batch, length), generator=generator), ids, weights, mask)
 
@@ -94,7 +94,7 @@ def test_empirical_equals_dense_cross_entropy():
 
 def test_empirical_with_one_sample_is_hard():
     tokens = torch.tensor([[3, 0, 2]])
-    ids, weights = SoftLabels.one_hot(tokens[0]).padded(torch.tensor([[0, 1, 2]]), torch.ones(1, 3, dtype=torch.bool))
+    ids, weights = SoftLabels.one_hot(tokens[0]).gather(torch.tensor([[0, 1, 2]]), torch.ones(1, 3, dtype=torch.bool))
     labels = LabelBatch(tokens, ids, weights, torch.ones(1, 3, dtype=torch.bool))
     z = torch.randn(1, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     assert torch.equal(empirical(z, labels), hard(z, labels))
@@ -191,4 +191,4 @@ def test_every_loss_names_its_kind_of_label_and_a_mere_function_takes_samples(mo
              "jsd": "exact"}
     assert {name: label_kind(name) for name in LOSSES} == kinds
     monkeypatch.setitem(LOSSES, "mine", lambda logits, labels: logits[..., 0])
-    assert label_kind("mine") == "sampled" and torch.equal(loss_named("mine")(LOGITS, None), LOGITS[..., 0])
+    assert label_kind("mine") == "sampled" and torch.equal(find_loss("mine")(LOGITS, None), LOGITS[..., 0])

@@ -1,4 +1,4 @@
-"""A Hugging Face folder ↔ a model and its tokenizer. Strict: what does not fit is named, and nothing is half-loaded."""
+"""A Hugging Face folder ↔ a model and its tokenizer. Strict: what does not fit is named, not half-loaded."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from pathlib import Path
 from typing import Iterator
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .families import HARMLESS, Config, build, copies, depth, family, hf_names, part_sizes, read_config, transposed, write_config
-from ..runtime.files import atomic_json, atomic_safetensors
+from .families import (HARMLESS, Config, build, copies, depth, family, hf_names, is_transposed, part_sizes,
+                       read_config, write_config)
+from ..runtime.files import atomic_json, atomic_safetensors, open_safetensors, read_json
 from ..t5 import KEEP_FP32, T5Config
 from ..tokenizer import TextTokenizer
 from .tokenizers import read_backend
 
-PIECE = 2**25  # bytes read at a time: what loading needs besides the model itself
+PIECE = 2**25  # bytes read at a time: the memory that loading needs besides the model
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None,
          check_finite: bool = False) -> tuple[nn.Module, TextTokenizer]:
     """Read a folder or hub id (config.json, weights, tokenizer) → model in eval mode, tokenizer.
 
-    `dtype` is float32 (also if None) or bfloat16, in which T5's `wo` stays float32. `check_finite` looks at every weight.
-    Raises ValueError, in one sentence that names the file, where something is missing, damaged or does not fit.
+    `dtype`: float32 (also for None) or bfloat16, where T5's `wo` stays float32. `check_finite` checks every
+    weight. Raises ValueError, in one sentence that names the file, where one is missing, damaged or unfit.
     """
     if dtype not in (None, torch.float32, torch.bfloat16):
         raise ValueError(f"models compute in float32 or bfloat16, not in {dtype}")
@@ -40,7 +40,8 @@ def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dt
         tokenizer = load_tokenizer(folder, config)
         weights = Weights(weight_files(folder))
         if depth(config) > len(weights):  # else making them could take forever
-            raise ValueError(f"{weights.where} does not fit its config.json: {depth(config)} layers from {len(weights)} tensors")
+            raise ValueError(f"{weights.where} does not fit its config.json: {depth(config)} layers from "
+                             f"{len(weights)} tensors")
         with torch.device("meta"), Unfilled():
             model = build(config)
         load_weights(model, weights, device, dtype or torch.float32, check_finite)
@@ -49,7 +50,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dt
 
 @contextmanager
 def one_sentence(folder: str | Path):
-    """What went wrong inside as a ValueError of one readable line, whatever a damaged file puts into the message."""
+    """Errors inside become a ValueError of one readable line, whatever a damaged file puts into them."""
     try:
         yield
     except OSError as error:
@@ -60,7 +61,7 @@ def one_sentence(folder: str | Path):
 
 
 class Unfilled(TorchFunctionMode):
-    """Modules made inside draw no first weights: on the meta device even that would import PyTorch's compiler, for seconds."""
+    """Inside, modules skip their initialisation, which even on the meta device costs seconds of imports."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -70,7 +71,7 @@ class Unfilled(TorchFunctionMode):
 
 
 def resolve(folder: str | Path) -> Path:
-    """A folder, or else the local copy of a hub id, downloaded where that is possible."""
+    """A folder, or the local copy of a hub id, downloaded if possible."""
     path = Path(folder)
     if path.is_dir():
         return path
@@ -79,30 +80,24 @@ def resolve(folder: str | Path) -> Path:
         wanted = ["*.json", "merges.txt", "spiece.model"]
         try:
             found = Path(snapshot_download(str(folder), allow_patterns=[*wanted, "model*.safetensors"]))
-            if not list(found.glob("model*.safetensors")):  # only then the same weights once more in the old format
+            if not list(found.glob("model*.safetensors")):  # only then the old format
                 found = Path(snapshot_download(str(folder), allow_patterns=[*wanted, "pytorch_model.bin"]))
             return found
         except Exception as error:
-            raise ValueError(f"{folder} is no folder here and could not be downloaded ({type(error).__name__}); download "
-                             "config.json, model.safetensors and tokenizer.json into a folder and pass that") from None
+            raise ValueError(
+                f"{folder} is no folder here and could not be downloaded ({type(error).__name__}); download "
+                "config.json, model.safetensors and tokenizer.json into a folder and pass that") from None
     raise ValueError(f"{folder} is not a folder with a model")
 
 
-def existing(path: Path) -> Path:
+def check_exists(path: Path) -> Path:
     if not path.exists():
         raise ValueError(f"{path} is missing")
     return path
 
 
-def read_json(path: Path) -> object:
-    try:
-        return json.loads(existing(path).read_text(encoding="utf-8"))
-    except (OSError, RecursionError, ValueError) as error:
-        raise ValueError(str(error) if str(path) in str(error) else f"{path} is not valid JSON: {error}") from None
-
-
 def load_config(path: Path) -> Config:
-    raw = read_json(path)
+    raw = read_json(check_exists(path), "is not valid JSON")
     try:
         return read_config(raw)
     except ValueError as error:
@@ -117,9 +112,10 @@ def load_tokenizer(folder: Path, config: Config) -> TextTokenizer:
             tokenizer = TextTokenizer(backend)
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from None
-        wanted = {"</s>": (tokenizer.eos_id, config.eos_token_id), "<pad>": (tokenizer.pad_id, config.pad_token_id)}
+        wanted = (("</s>", tokenizer.eos_id, config.eos_token_id),
+                  ("<pad>", tokenizer.pad_id, config.pad_token_id))
         wrong = [f"{token} has the id {ours} there and {theirs} here"
-                 for token, (ours, theirs) in wanted.items() if ours != theirs]
+                 for token, ours, theirs in wanted if ours != theirs]
         if wrong:
             raise ValueError(f"{folder}: the tokenizer does not belong to config.json: {', '.join(wrong)}")
     else:
@@ -129,24 +125,26 @@ def load_tokenizer(folder: Path, config: Config) -> TextTokenizer:
                              "which is eos_token_id in config.json")
         tokenizer = TextTokenizer(backend, eos=eos, pad=None, ends_prompts=False)
     if len(tokenizer) > config.vocab_size:
-        raise ValueError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, but the model's embedding only "
-                         f"{config.vocab_size}: they do not belong together")
+        raise ValueError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, but the model's embedding "
+                         f"only {config.vocab_size}: they do not belong together")
     return tokenizer
 
 
 def weight_files(folder: Path) -> list[Path]:
     """model.safetensors, or the shards that an index names; a pytorch_model.bin alone is converted once."""
-    path, index, pickled = (folder / name for name in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"))
+    path, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    pickled = folder / "pytorch_model.bin"
     if not path.exists() and index.exists():
-        listed = read_json(index)
+        listed = read_json(index, "is not valid JSON")
         names = listed.get("weight_map") if isinstance(listed, dict) else None
         if not isinstance(names, dict) or not names or not all(
-                isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names.values()):
+                isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name)
+                for name in names.values()):
             raise ValueError(f"{index} has no weight_map from tensors to files of this folder")
-        return [existing(folder / name) for name in sorted(set(names.values()))]
+        return [check_exists(folder / name) for name in sorted(set(names.values()))]
     if not path.exists() and pickled.exists():
         convert(pickled, path)
-    return [existing(path)]
+    return [check_exists(path)]
 
 
 def convert(pickled: Path, path: Path) -> None:
@@ -154,51 +152,53 @@ def convert(pickled: Path, path: Path) -> None:
     try:
         state = torch.load(pickled, map_location="cpu", weights_only=True)
     except Exception:  # of many types, and with advice to switch the safety off
-        raise ValueError(f"{pickled} is damaged, or holds code besides tensors and is therefore not read") from None
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise ValueError(f"{pickled} is damaged, or holds code besides tensors and is not read") from None
+    if not isinstance(state, dict) or not all(
+            isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
         raise ValueError(f"{pickled} does not hold a dictionary of named tensors")
     try:
         atomic_safetensors(path, {name: value.clone() for name, value in state.items()}, {"format": "pt"})
     except OSError as error:
-        raise ValueError(f"{pickled} is to be converted to {path.name}, which cannot be written ({error.strerror or error}); "
-                         "copy the folder to where it can") from None
+        raise ValueError(f"{pickled} must be converted to {path.name}, which cannot be written "
+                         f"({error.strerror or error}); copy the folder to where it can") from None
     except (KeyError, RuntimeError) as error:  # tensors without numbers, or of a type that the format lacks
         raise ValueError(f"{pickled} cannot be converted to {path.name}: {error}") from None
 
 
 @dataclass
-class Stored:
+class StoredTensor:
     """A tensor in a file."""
 
     path: Path
     name: str
     shape: list[int]
     kind: str
-    checksum: int | None  # crc32 of its bytes; only in files that we wrote
+    checksum: int | None  # crc32 of its bytes; only in files of ours
 
 
-class Weights(dict[str, Stored]):
-    """The tensors of one or several safetensors files by name, read in pieces, so that only a piece is in memory twice."""
+class Weights(dict[str, StoredTensor]):
+    """The tensors of safetensors files by name, read in pieces, so that only a piece is in memory twice."""
 
     def __init__(self, files: list[Path]):
         super().__init__()
         self.where = files[0] if len(files) == 1 else files[0].parent / "model.safetensors.index.json"
         for path in files:
-            with reading(path) as file:
+            with open_safetensors(path) as file:
                 checksums = read_checksums(file, path)
                 for name in file.keys():
                     if name in self:
                         raise ValueError(f"{path} and {self[name].path.name} both hold {name}")
                     part = file.get_slice(name)
-                    self[name] = Stored(path, name, part.get_shape(), part.get_dtype(), checksums.get(name))
+                    self[name] = StoredTensor(path, name, part.get_shape(), part.get_dtype(),
+                                              checksums.get(name))
 
     def pieces(self, name: str) -> Iterator[tuple[slice, Tensor]]:
-        """Some rows of a tensor after the other. The file is opened anew for each, or its pages would pile up in memory."""
+        """A tensor, some rows at a time. Each reopens the file: else its pages would pile up in memory."""
         stored, checksum = self[name], 0
         step = max(1, PIECE // (4 * math.prod(stored.shape[1:])))
         for start in range(0, stored.shape[0], step):
             rows = slice(start, min(start + step, stored.shape[0]))
-            with reading(stored.path) as file:
+            with open_safetensors(stored.path) as file:
                 piece = file.get_slice(stored.name)[rows]
             if stored.checksum is not None:
                 checksum = zlib.crc32(piece.view(torch.uint8).numpy(), checksum)
@@ -208,7 +208,7 @@ class Weights(dict[str, Stored]):
 
 
 def read_checksums(file, path: Path) -> dict[str, int]:
-    """Of all tensors in a file that we wrote; other files have none."""
+    """The checksums of all tensors in a file of ours; other files have none."""
     text = (file.metadata() or {}).get("crc32")
     checksums = {} if text is None else json.loads(text)
     if text is not None and (not isinstance(checksums, dict) or checksums.keys() != set(file.keys())):
@@ -216,19 +216,8 @@ def read_checksums(file, path: Path) -> dict[str, int]:
     return checksums
 
 
-@contextmanager
-def reading(path: Path):
-    """An open safetensors file, whose own exceptions become ValueErrors that name it."""
-    try:
-        with safe_open(path, "pt") as file:
-            yield file
-    except ValueError as error:
-        raise error if str(path) in str(error) else ValueError(f"{path} is damaged: {error}") from None
-    except Exception as error:  # safetensors has an exception type of its own
-        raise ValueError(f"{path} is damaged: {error}") from None
-
-
-def load_weights(model: nn.Module, weights: Weights, device="cpu", dtype=torch.float32, check_finite: bool = False) -> None:
+def load_weights(model: nn.Module, weights: Weights, device="cpu", dtype=torch.float32,
+                 check_finite: bool = False) -> None:
     """Fill a model on the meta device. Raises ValueError naming tensors that do not fit."""
     config = model.config
     if family(config) == "gpt2" and "wte.weight" in weights:  # the oldest files lack the prefix
@@ -244,10 +233,11 @@ def load_weights(model: nn.Module, weights: Weights, device="cpu", dtype=torch.f
         state[name] = torch.empty(parameter.shape, dtype=torch.float32 if keep else dtype, device=device)
         parts = state[name].split(part_sizes(name, len(parameter), config))
         for part, hf_name in zip(parts, wanted[name]):
+            part = part.T if is_transposed(name, config) else part
             for rows, piece in weights.pieces(hf_name):
                 if check_finite and not piece.isfinite().all():
                     raise ValueError(f"{weights[hf_name].path}: {hf_name} has values that are not finite")
-                (part[:, rows] if transposed(name, config) else part[rows]).copy_(piece.T if transposed(name, config) else piece)
+                part[rows].copy_(piece)
     check_copies(weights, config, dtype, state)
     model.load_state_dict(state, assign=True)
     model.requires_grad_(True)
@@ -256,8 +246,8 @@ def load_weights(model: nn.Module, weights: Weights, device="cpu", dtype=torch.f
 def check_names(wanted: dict[str, list[str]], weights: Weights, config: Config) -> None:
     names = {part for parts in wanted.values() for part in parts}
     extra = {name for name in set(weights) - names - copies(config)[1] if not HARMLESS.fullmatch(name)}
-    problems = [f"{word} {', '.join(sorted(group)[:3])}" + (f" and {len(group) - 3} more" if len(group) > 3 else "")
-                for word, group in (("missing", names - set(weights)), ("unexpected", extra)) if group]
+    problems = [f"{what} {', '.join(sorted(group)[:3])}" + (f" and {len(group) - 3} more" * (len(group) > 3))
+                for what, group in (("missing", names - set(weights)), ("unexpected", extra)) if group]
     if problems:
         raise ValueError(f"{weights.where} does not fit its config.json: {'; '.join(problems)}")
 
@@ -267,7 +257,7 @@ def check_shapes(wanted: dict[str, list[str]], weights: Weights, model: nn.Modul
     for name, parameter in model.named_parameters():
         for part, size in zip(wanted[name], part_sizes(name, len(parameter), model.config)):
             shape, found = [size, *parameter.shape[1:]], weights[part]
-            shape = shape[::-1] if transposed(name, model.config) else shape
+            shape = shape[::-1] if is_transposed(name, model.config) else shape
             if found.shape != shape:
                 problems.append(f"{part} is {found.shape}, not {shape}")
             elif found.kind not in ("F32", "BF16", "F16"):
@@ -277,22 +267,23 @@ def check_shapes(wanted: dict[str, list[str]], weights: Weights, model: nn.Modul
 
 
 def check_copies(weights: Weights, config: Config, dtype: torch.dtype, state: dict[str, Tensor]) -> None:
-    """What we drop as a copy of the embedding must be one, or the model would silently be another."""
+    """Check that what we drop as a copy of the embedding is one: else the model would silently differ."""
     embedding = state["shared.weight" if isinstance(config, T5Config) else "tokens.weight"]
     for name in sorted(copies(config)[1] & set(weights)):
         if weights[name].shape != list(embedding.shape) or not all(
                 torch.equal(embedding[rows].cpu(), piece.to(dtype)) for rows, piece in weights.pieces(name)):
-            raise ValueError(f"{weights.where} does not fit its config.json: {name} is no copy of {copies(config)[0]}")
+            raise ValueError(f"{weights.where} does not fit its config.json: {name} is no copy of "
+                             f"{copies(config)[0]}")
 
 
 def save(model: nn.Module, tokenizer: TextTokenizer, folder: str | Path) -> None:
-    """Write a folder that `load` and Hugging Face transformers can read. Every file is written atomically."""
+    """Write a folder for `load` and Hugging Face transformers, each file atomically."""
     folder, config = Path(folder), model.config
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         parts = parameter.detach().split(part_sizes(name, len(parameter), config))
         for hf_name, part in zip(hf_names(name, config), parts):
-            tensors[hf_name] = (part.T if transposed(name, config) else part).contiguous().cpu()
+            tensors[hf_name] = (part.T if is_transposed(name, config) else part).contiguous().cpu()
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     atomic_json(folder / "config.json", write_config(config, dtype))
     tokenizer.save(folder / "tokenizer.json")
@@ -301,4 +292,5 @@ def save(model: nn.Module, tokenizer: TextTokenizer, folder: str | Path) -> None
         specials |= {"pad_token": "<pad>", "unk_token": "<unk>"}
     atomic_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **specials})
     checksums = {name: zlib.crc32(tensor.view(torch.uint8).numpy()) for name, tensor in tensors.items()}
-    atomic_safetensors(folder / "model.safetensors", tensors, {"format": "pt", "crc32": json.dumps(checksums)})
+    metadata = {"format": "pt", "crc32": json.dumps(checksums)}
+    atomic_safetensors(folder / "model.safetensors", tensors, metadata)

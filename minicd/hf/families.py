@@ -12,9 +12,9 @@ from ..t5 import T5, T5Config
 Config = T5Config | DecoderConfig
 Names = list[tuple[str, str]]
 
-# Our parameter name → the Hugging Face name. "kv", "qkv" and a gated "wi" are several matrices there, see `hf_names`.
+# Our parameter name → Hugging Face's, where "kv", "qkv" and a gated "wi" are several: see `hf_names`.
 T5_NAMES: Names = [
-    (r"^(encoder|decoder)\.relative_bias\.embedding\.weight$", 
+    (r"^(encoder|decoder)\.relative_bias\.embedding\.weight$",
      r"\1.block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
     (r"^(encoder|decoder)\.norm\.weight$", r"\1.final_layer_norm.weight"),
     (r"^(encoder|decoder)\.blocks\.(\d+)\.attention_norm\.", r"\1.block.\2.layer.0.layer_norm."),
@@ -27,7 +27,8 @@ T5_NAMES: Names = [
     (r"^decoder\.blocks\.(\d+)\.feed_forward\.", r"decoder.block.\1.layer.2.DenseReluDense."),
 ]
 GPT2_NAMES: Names = [
-    (r"^tokens\.", "transformer.wte."), (r"^positions\.", "transformer.wpe."), (r"^norm\.", "transformer.ln_f."),
+    (r"^tokens\.", "transformer.wte."), (r"^positions\.", "transformer.wpe."),
+    (r"^norm\.", "transformer.ln_f."),
     (r"^blocks\.(\d+)\.attention_norm\.", r"transformer.h.\1.ln_1."),
     (r"^blocks\.(\d+)\.attention\.qkv\.", r"transformer.h.\1.attn.c_attn."),
     (r"^blocks\.(\d+)\.attention\.o\.", r"transformer.h.\1.attn.c_proj."),
@@ -53,9 +54,10 @@ LLAMA_NAMES: Names = [
     (r"^blocks\.(\d+)\.feed_forward\.wo\.", r"model.layers.\1.mlp.down_proj."),
     (r"^blocks\.(\d+)\.feed_forward\.", r"model.layers.\1.mlp."),
 ]
-NAMES = {"t5": T5_NAMES, "gpt2": GPT2_NAMES, "xglm": XGLM_NAMES, **dict.fromkeys(["llama", "qwen2", "qwen3"], LLAMA_NAMES)}
+NAMES = {"t5": T5_NAMES, "gpt2": GPT2_NAMES, "xglm": XGLM_NAMES,
+         **dict.fromkeys(["llama", "qwen2", "qwen3"], LLAMA_NAMES)}
 
-# Tensors that some files carry and that nothing is computed with: masks, tables of positions, T5's bias of a cross-attention.
+# Tensors in some files that nothing needs: masks, tables of positions, T5's bias of a cross-attention.
 HARMLESS = re.compile(r"(.*\.)?attn\.(masked_)?bias|.*\.rotary_emb\.inv_freq|.*embed_positions\.weights"
                       r"|decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight")
 EMBEDDINGS = {"t5": "shared.weight", "gpt2": "transformer.wte.weight"}  # elsewhere model.embed_tokens.weight
@@ -71,27 +73,28 @@ def depth(config: Config) -> int:
 
 
 def build(config: Config) -> T5 | Decoder:
-    """A model of random, or on the meta device of no, weights."""
+    """A model with random weights, or on the meta device with none."""
     return T5(config) if isinstance(config, T5Config) else Decoder(config)
 
 
 def hf_names(name: str, config: Config) -> list[str]:
-    """The Hugging Face tensors which, stacked along dimension 0, are our parameter `name`."""
+    """The Hugging Face tensors that, stacked along dimension 0, are our parameter `name`."""
     kind = family(config)
     for pattern, replacement in NAMES[kind]:
         renamed, hits = re.subn(pattern, replacement, name)
         if hits:
             name = renamed
             break
-    parts, gated = SPLITS.get(kind, LLAMA_SPLITS), kind != "t5" or config.feed_forward_proj.startswith("gated-")
-    for ours, theirs in parts.items():
+    gated = kind != "t5" or config.feed_forward_proj.startswith("gated-")
+    for ours, theirs in SPLITS.get(kind, LLAMA_SPLITS).items():
         if f".{ours}." in name and (ours != "wi" or gated):
             return [name.replace(f".{ours}.", f".{part}.") for part in theirs]
     return [name]
 
 
-SPLITS = {"t5": {"kv": ["k", "v"], "wi": ["wi_0", "wi_1"]}, "gpt2": {}, "xglm": {"qkv": ["q_proj", "k_proj", "v_proj"]}}
-LLAMA_SPLITS = {"qkv": ["q_proj", "k_proj", "v_proj"], "wi": ["gate_proj", "up_proj"]}
+QKV = ["q_proj", "k_proj", "v_proj"]
+SPLITS = {"t5": {"kv": ["k", "v"], "wi": ["wi_0", "wi_1"]}, "gpt2": {}, "xglm": {"qkv": QKV}}
+LLAMA_SPLITS = {"qkv": QKV, "wi": ["gate_proj", "up_proj"]}
 
 
 def part_sizes(name: str, rows: int, config: Config) -> list[int]:
@@ -103,9 +106,10 @@ def part_sizes(name: str, rows: int, config: Config) -> list[int]:
     return [rows // parts] * parts
 
 
-def transposed(name: str, config: Config) -> bool:
-    """Is our matrix `name` kept as [in, out] in the file? GPT-2's are."""
-    return family(config) == "gpt2" and name.startswith("blocks.") and name.endswith(("qkv.weight", "o.weight", "wi.weight"))
+def is_transposed(name: str, config: Config) -> bool:
+    """Whether our matrix `name` is [in, out] in the file, as GPT-2's are."""
+    matrices = ("qkv.weight", "o.weight", "wi.weight")  # and wo
+    return family(config) == "gpt2" and name.startswith("blocks.") and name.endswith(matrices)
 
 
 def copies(config: Config) -> tuple[str, set[str]]:
@@ -118,7 +122,7 @@ def copies(config: Config) -> tuple[str, set[str]]:
 
 
 def read_config(raw: Any) -> Config:
-    """The content of a config.json → our config. Raises ValueError for other families, missing fields, unknown switches."""
+    """A config.json's content → our config. Raises ValueError for other families, bad or missing fields."""
     kind = raw.get("model_type") if isinstance(raw, dict) else None
     if not isinstance(kind, str) or kind not in NAMES:
         found = kind if isinstance(raw, dict) else type(raw).__name__
@@ -137,7 +141,7 @@ def read_config(raw: Any) -> Config:
 def t5_config(raw: dict) -> T5Config:
     known = {field.name: KINDS[field.type] for field in fields(T5Config)}
     raw = {"decoder_start_token_id": raw.get("pad_token_id", 0), **raw}
-    if raw.get("scale_decoder_outputs") is False:  # transformers 5 calls every T5 tied, and marks v1.1 by this instead
+    if raw.get("scale_decoder_outputs") is False:  # transformers 5 calls every T5 tied; this marks v1.1
         raw["tie_word_embeddings"] = False
     for key in known.keys() & raw.keys():
         if not isinstance(raw[key], known[key]) or (isinstance(raw[key], bool) and known[key] is not bool):
@@ -151,9 +155,10 @@ def t5_config(raw: dict) -> T5Config:
             whole(values, key)
         elif kind == "float":
             number(values, key, most=1.0 if key == "dropout_rate" else LARGEST)
-    if not 2 <= config.relative_attention_num_buckets // 2 < config.relative_attention_max_distance:  # else there is no logarithm
-        raise ValueError(f"{config.relative_attention_num_buckets} relative_attention_num_buckets do not fit a "
-                         f"relative_attention_max_distance of {config.relative_attention_max_distance}")
+    buckets, distance = config.relative_attention_num_buckets, config.relative_attention_max_distance
+    if not 2 <= buckets // 2 < distance:  # else there is no logarithm
+        raise ValueError(f"{buckets} relative_attention_num_buckets do not fit a "
+                         f"relative_attention_max_distance of {distance}")
     return config
 
 
@@ -161,23 +166,28 @@ def gpt2_config(raw: dict) -> DecoderConfig:
     refuse(raw, scale_attn_by_inverse_layer_idx=False, scale_attn_weights=True, add_cross_attention=False)
     width, heads = whole(raw, "n_embd"), whole(raw, "n_head")
     return DecoderConfig(
-        **shared(raw, width, heads), num_layers=whole(raw, "n_layer"), num_kv_heads=heads, d_kv=width // heads,
-        d_ff=whole(raw, "n_inner", 4 * width, null=True), max_positions=whole(raw, "n_positions", 1024), positions="learned",
-        norm="layer", activation=word(raw, "activation_function", "gelu_new"), gated=False, qkv_bias=True, o_bias=True,
-        ff_bias=True, qk_norm=False, tie_word_embeddings=switch(raw, "tie_word_embeddings", True),
-        layer_norm_epsilon=number(raw, "layer_norm_epsilon", 1e-5), dropout_rate=number(raw, "resid_pdrop", 0.1, most=1.0))
+        **common_fields(raw, width, heads), num_layers=whole(raw, "n_layer"), num_kv_heads=heads,
+        d_kv=width // heads, d_ff=whole(raw, "n_inner", 4 * width, null=True),
+        max_positions=whole(raw, "n_positions", 1024), positions="learned", norm="layer",
+        activation=setting(raw, "activation_function", "gelu_new"), gated=False,
+        qkv_bias=True, o_bias=True, ff_bias=True, qk_norm=False,
+        tie_word_embeddings=setting(raw, "tie_word_embeddings", True),
+        layer_norm_epsilon=number(raw, "layer_norm_epsilon", 1e-5),
+        dropout_rate=number(raw, "resid_pdrop", 0.1, most=1.0))
 
 
 def xglm_config(raw: dict) -> DecoderConfig:
     refuse(raw, add_cross_attention=False)
     width, heads = whole(raw, "d_model"), whole(raw, "attention_heads")
     return DecoderConfig(
-        **shared(raw, width, heads), num_layers=whole(raw, "num_layers"), num_kv_heads=heads, d_kv=width // heads,
-        d_ff=whole(raw, "ffn_dim"), max_positions=whole(raw, "max_position_embeddings", 2048), positions="sinusoidal",
-        norm="layer", activation=word(raw, "activation_function", "gelu"), gated=False, qkv_bias=True, o_bias=True, ff_bias=True,
-        qk_norm=False, tie_word_embeddings=switch(raw, "tie_word_embeddings", True), layer_norm_epsilon=1e-5,
+        **common_fields(raw, width, heads), num_layers=whole(raw, "num_layers"), num_kv_heads=heads,
+        d_kv=width // heads, d_ff=whole(raw, "ffn_dim"),
+        max_positions=whole(raw, "max_position_embeddings", 2048), positions="sinusoidal", norm="layer",
+        activation=setting(raw, "activation_function", "gelu"), gated=False,
+        qkv_bias=True, o_bias=True, ff_bias=True, qk_norm=False,
+        tie_word_embeddings=setting(raw, "tie_word_embeddings", True), layer_norm_epsilon=1e-5,
         dropout_rate=number(raw, "dropout", 0.1, most=1.0),
-        embedding_scale=width**0.5 if switch(raw, "scale_embedding", True) else 1.0)
+        embedding_scale=width**0.5 if setting(raw, "scale_embedding", True) else 1.0)
 
 
 def llama_config(raw: dict) -> DecoderConfig:
@@ -186,27 +196,29 @@ def llama_config(raw: dict) -> DecoderConfig:
     if any(layer != "full_attention" for layer in raw.get("layer_types") or []):
         raise ValueError("layer_types other than full_attention are not supported")
     kind, width, heads = raw["model_type"], whole(raw, "hidden_size"), whole(raw, "num_attention_heads")
-    bias = switch(raw, "attention_bias", False)
+    bias = setting(raw, "attention_bias", False)
     return DecoderConfig(
-        **shared(raw, width, heads), num_layers=whole(raw, "num_hidden_layers"),
+        **common_fields(raw, width, heads), num_layers=whole(raw, "num_hidden_layers"),
         num_kv_heads=whole(raw, "num_key_value_heads", heads, null=True),
         d_kv=whole(raw, "head_dim", 128 if kind == "qwen3" else width // heads, null=True),
         d_ff=whole(raw, "intermediate_size"),
         max_positions=whole(raw, "max_position_embeddings", 2048 if kind == "llama" else 32768),
-        positions="rotary", norm="rms", activation=word(raw, "hidden_act", "silu"), gated=True, qkv_bias=kind == "qwen2" or bias,
-        o_bias=kind != "qwen2" and bias, ff_bias=kind == "llama" and switch(raw, "mlp_bias", False), qk_norm=kind == "qwen3",
-        tie_word_embeddings=switch(raw, "tie_word_embeddings", False), layer_norm_epsilon=number(raw, "rms_norm_eps", 1e-6),
-        **rope(raw))
+        positions="rotary", norm="rms", activation=setting(raw, "hidden_act", "silu"), gated=True,
+        qkv_bias=kind == "qwen2" or bias, o_bias=kind != "qwen2" and bias,
+        ff_bias=kind == "llama" and setting(raw, "mlp_bias", False), qk_norm=kind == "qwen3",
+        tie_word_embeddings=setting(raw, "tie_word_embeddings", False),
+        layer_norm_epsilon=number(raw, "rms_norm_eps", 1e-6), **rope(raw))
 
 
 READERS = {"t5": t5_config, "gpt2": gpt2_config, "xglm": xglm_config}
-KINDS = {"int": int, "int | None": (int, type(None)), "float": (int, float), "bool": bool, "str": str}  # in T5Config
-LARGEST = 2**28  # size: larger ones would overflow in products, before they are compared with those of the tensors
-ROPE_NUMBERS = {"default": [], "linear": ["factor"],
-                "llama3": ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]}
+KINDS = {"int": int, "int | None": (int, type(None)), "float": (int, float), "bool": bool,
+         "str": str}  # of T5Config's fields
+LARGEST = 2**28  # the largest size: larger ones overflow in products, before tensors are compared with them
+LLAMA3 = ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]
+ROPE_NUMBERS = {"default": [], "linear": ["factor"], "llama3": LLAMA3}
 
 
-def shared(raw: dict, width: int, heads: int) -> dict[str, Any]:
+def common_fields(raw: dict, width: int, heads: int) -> dict[str, Any]:
     eos, vocab_size = raw.get("eos_token_id"), whole(raw, "vocab_size")
     if eos is None or eos == []:
         raise ValueError("eos_token_id is missing: without it no completion would end")
@@ -216,7 +228,7 @@ def shared(raw: dict, width: int, heads: int) -> dict[str, Any]:
 
 
 def rope(raw: dict) -> dict[str, Any]:
-    """Rotary positions: rope_theta and rope_scaling, which transformers 5 writes as one dictionary rope_parameters."""
+    """Rotary positions: rope_theta and rope_scaling, in transformers 5 together called rope_parameters."""
     name = "rope_scaling" if raw.get("rope_parameters") in (None, {}) else "rope_parameters"
     scaling = {} if raw.get(name) is None else raw[name]
     if not isinstance(scaling, dict):
@@ -233,7 +245,7 @@ def rope(raw: dict) -> dict[str, Any]:
 
 
 def whole(raw: dict, key: str, default: int | None = None, null: bool = False) -> int:
-    """A size. Raises KeyError where it is missing without a default; `null` means the default too."""
+    """A size. Raises KeyError where it is missing without a default; `null`: None means the default too."""
     value = raw[key] if default is None else raw.get(key, default)
     if value is None and null:
         return default
@@ -242,23 +254,18 @@ def whole(raw: dict, key: str, default: int | None = None, null: bool = False) -
     return value
 
 
-def number(raw: dict, key: str, default: float | None = None, least: float = 0.0, most: float = LARGEST) -> float:
+def number(raw: dict, key: str, default: float | None = None, least: float = 0.0,
+           most: float = LARGEST) -> float:
     value = raw[key] if default is None else raw.get(key, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
         raise ValueError(f"{key} cannot be {value!r}")
     return value
 
 
-def word(raw: dict, key: str, default: str) -> str:
+def setting(raw: dict, key: str, default: str | bool) -> Any:
+    """A text or a switch, whichever the default is."""
     value = raw.get(key, default)
-    if not isinstance(value, str):
-        raise ValueError(f"{key} cannot be {value!r}")
-    return value
-
-
-def switch(raw: dict, key: str, default: bool) -> bool:
-    value = raw.get(key, default)
-    if not isinstance(value, bool):
+    if not isinstance(value, type(default)):
         raise ValueError(f"{key} cannot be {value!r}")
     return value
 
@@ -270,14 +277,14 @@ def token(value: Any, key: str, vocab_size: int) -> int:
 
 
 def refuse(raw: dict, **supported: Any) -> None:
-    """Raises ValueError where a switch is set otherwise than we compute."""
+    """Raises ValueError where a switch has a value that we do not support."""
     for key, value in supported.items():
         if raw.get(key, value) != value:
             raise ValueError(f"{key}={raw[key]!r} is not supported")
 
 
 def write_config(config: Config, dtype: str) -> dict[str, Any]:
-    """Our config → the content of a config.json that `read_config` and Hugging Face transformers understand."""
+    """Our config → the content of a config.json for `read_config` and Hugging Face transformers."""
     if isinstance(config, DecoderConfig):
         old = {key: value for key, value in config.source.items() if key not in ("torch_dtype", "dtype")}
         return {**old, "torch_dtype": dtype}

@@ -1,8 +1,7 @@
-"""The files in which checkpoints keep their tokenizers: tokenizer.json; vocab.json and merges.txt; T5's spiece.model."""
+"""The tokenizer files of checkpoints: tokenizer.json; vocab.json and merges.txt; T5's spiece.model."""
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from contextlib import contextmanager
@@ -11,24 +10,27 @@ from typing import Iterator
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from ..runtime.files import read_json
 from ..tokenizer import TextTokenizer
 
+UNREADABLE = "is not a readable tokenizer"
 IDS = range(2 ** 31)  # more than any model has
 END_OF_TEXT = "<|endoftext|>"
-QWEN_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-              r"|\s+(?!\S)|\s+")
+QWEN_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+              r"|\s*[\r\n]+|\s+(?!\S)|\s+")
 
-# Numbers from SentencePiece's format: the types of pieces, and the settings of trainer and normaliser with T5's values,
-# which are also what an absent setting means.
+# Numbers of SentencePiece's format: the types of pieces, and the settings of trainer and normaliser with T5's
+# values, which are also the defaults.
 NORMAL, UNKNOWN, CONTROL = 1, 2, 3
 OTHER_TYPES = {4: "user-defined", 5: "unused", 6: "byte"}
 TRAINER = {3: ("model_type", 1), 24: ("treat_whitespace_as_suffix", 0), 35: ("byte_fallback", 0)}
 NORMALISER = {3: ("add_dummy_prefix", 1), 4: ("remove_extra_whitespaces", 1), 5: ("escape_whitespaces", 1)}
-SENTINELS = [f"<extra_id_{i}>" for i in reversed(range(100))]  # T5 adds these behind the pieces of its file
+SENTINELS = [f"<extra_id_{i}>" for i in reversed(range(100))]  # T5 adds these after the pieces of its file
 
 
-def read_tokenizer(path: Path, eos: str = "</s>", pad: str | None = "<pad>", ends_prompts: bool = True) -> TextTokenizer:
-    """Read a folder, or a single `tokenizer.json`. Raises ValueError where it is no tokenizer or lacks a token."""
+def read_tokenizer(path: Path, eos: str = "</s>", pad: str | None = "<pad>",
+                   ends_prompts: bool = True) -> TextTokenizer:
+    """Read a folder or a `tokenizer.json`. Raises ValueError where it is no tokenizer or lacks a token."""
     path = Path(path)
     backend = read_backend(path) if path.is_dir() else read_tokenizer_json(path)
     try:
@@ -38,9 +40,10 @@ def read_tokenizer(path: Path, eos: str = "</s>", pad: str | None = "<pad>", end
 
 
 def read_backend(folder: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint's folder, from the first of: tokenizer.json; vocab.json and merges.txt; spiece.model.
+    """A folder's tokenizer, from the first of: tokenizer.json; vocab.json and merges.txt; spiece.model.
 
-    Neither pads nor cuts. Raises ValueError, in one sentence that names the file, where none is there or one is damaged.
+    It neither pads nor truncates. Raises ValueError, in one sentence that names the file, where it is
+    missing or damaged.
     """
     folder = Path(folder)
     if (folder / "tokenizer.json").exists():
@@ -49,23 +52,24 @@ def read_backend(folder: Path) -> Tokenizer:
         return read_byte_level_bpe(folder)
     if (folder / "spiece.model").exists():
         return read_sentencepiece(folder / "spiece.model")
-    raise ValueError(f"{folder} has no tokenizer: neither tokenizer.json, nor vocab.json with merges.txt, nor spiece.model")
+    raise ValueError(f"{folder} has no tokenizer: neither tokenizer.json, nor vocab.json with merges.txt, "
+                     "nor spiece.model")
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Whatever goes wrong inside becomes a ValueError of one line that names the file."""
+def readable_errors(path: Path) -> Iterator[None]:
+    """Errors inside become a ValueError of one line that names the file."""
     try:
         yield
     except BaseException as error:  # the library's panics are no Exception
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         kind = "" if type(error) in (ValueError, Exception) else f"{type(error).__name__}: "
-        raise ValueError(f"{path} is not a readable tokenizer: {kind}{' '.join(str(error).splitlines())}") from None
+        raise ValueError(f"{path} {UNREADABLE}: {kind}{' '.join(str(error).splitlines())}") from None
 
 
 def read_tokenizer_json(path: Path) -> Tokenizer:
-    with naming(path):
+    with readable_errors(path):
         backend = Tokenizer.from_file(str(path))
     backend.no_padding()
     backend.no_truncation()
@@ -73,24 +77,25 @@ def read_tokenizer_json(path: Path) -> Tokenizer:
 
 
 def read_byte_level_bpe(folder: Path) -> Tokenizer:
-    """GPT-2's or Qwen's files: vocab.json, merges.txt and, for Qwen, tokenizer_config.json. Raises ValueError."""
+    """GPT-2's or Qwen's vocab.json, merges.txt and, for Qwen, tokenizer_config.json. Raises ValueError."""
     config_file = folder / "tokenizer_config.json"
     config = read_json_object(config_file) if config_file.exists() else {}
     vocabulary = read_vocabulary(folder / "vocab.json")
-    with naming(config_file):
+    with readable_errors(config_file):
         normaliser, pre_tokenizer = byte_level_steps(config)
         added, ids = added_tokens(config, vocabulary)
-    with naming(folder / "merges.txt"):
+    with readable_errors(folder / "merges.txt"):
         merges = read_merges(folder / "merges.txt", vocabulary, {token.content for token in added})
-    with naming(folder / "vocab.json"):
+    with readable_errors(folder / "vocab.json"):
         backend = Tokenizer(models.BPE(ids, merges))
-    backend.normalizer, backend.pre_tokenizer, backend.decoder = normaliser, pre_tokenizer, decoders.ByteLevel()
+    backend.normalizer, backend.pre_tokenizer = normaliser, pre_tokenizer
+    backend.decoder = decoders.ByteLevel()
     backend.add_tokens(added)
     return backend
 
 
 def byte_level_steps(config: dict) -> tuple[normalizers.Normalizer | None, pre_tokenizers.PreTokenizer]:
-    """What is done to a text before bytes are merged. Raises ValueError where the two files say too little of that."""
+    """How a text is prepared before bytes are merged. Raises ValueError where the files do not tell."""
     name, prefix = config.get("tokenizer_class") or "GPT2Tokenizer", bool(config.get("add_prefix_space"))
     if config.get("add_bos_token"):
         raise ValueError("add_bos_token is only supported in the form of a tokenizer.json")
@@ -104,32 +109,34 @@ def byte_level_steps(config: dict) -> tuple[normalizers.Normalizer | None, pre_t
 
 
 def added_tokens(config: dict, vocabulary: dict[str, int]) -> tuple[list[AddedToken], dict[str, int]]:
-    """The tokens that are never split, and the vocabulary with them. Raises ValueError where they contradict it."""
-    end = {str(vocabulary[END_OF_TEXT]): {"content": END_OF_TEXT, "special": True}} if END_OF_TEXT in vocabulary else {}
-    entries = end | config.get("added_tokens_decoder", {})
+    """The tokens never to split, and the vocabulary with them. Raises ValueError where they contradict it."""
+    end = {"content": END_OF_TEXT, "special": True}
+    entries = {str(vocabulary[END_OF_TEXT]): end} if END_OF_TEXT in vocabulary else {}
+    entries = entries | config.get("added_tokens_decoder", {})
     tokens, ids, owners = [], dict(vocabulary), {number: piece for piece, number in vocabulary.items()}
     for number, entry in entries.items():
         content, number = entry["content"], int(number)
-        if number not in IDS or ids.setdefault(content, number) != number or owners.setdefault(number, content) != content:
-            raise ValueError(f"the added token {content!r} with the id {number} contradicts vocab.json or another one")
-        flags = {flag: entry[flag] for flag in ("single_word", "lstrip", "rstrip", "normalized", "special") if flag in entry}
-        tokens.append(AddedToken(content, **flags))
+        fits = ids.setdefault(content, number) == number and owners.setdefault(number, content) == content
+        if number not in IDS or not fits:
+            raise ValueError(f"the added token {content!r}, id {number}, contradicts vocab.json or another")
+        flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+        tokens.append(AddedToken(content, **{flag: entry[flag] for flag in flags if flag in entry}))
     return tokens, ids
 
 
 def read_json_object(path: Path) -> dict:
-    with naming(path):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError(f"it holds a {type(content).__name__} where an object is needed")
+    content = read_json(path, UNREADABLE)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} {UNREADABLE}: it holds a {type(content).__name__} instead of an object")
     return content
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
     """The ids of the pieces. Raises ValueError unless every piece has one of its own."""
     vocabulary = read_json_object(path)
-    with naming(path):
-        if not vocabulary or not all(piece and type(number) is int and number in IDS for piece, number in vocabulary.items()):
+    with readable_errors(path):
+        if not vocabulary or not all(piece and type(number) is int and number in IDS
+                                     for piece, number in vocabulary.items()):
             raise ValueError("it does not map pieces to their ids")
         if len(set(vocabulary.values())) < len(vocabulary):
             raise ValueError("it gives two pieces the same id")
@@ -137,7 +144,7 @@ def read_vocabulary(path: Path) -> dict[str, int]:
 
 
 def read_merges(path: Path, vocabulary: dict[str, int], added: set[str]) -> list[tuple[str, str]]:
-    """The pairs of pieces, in order. Raises ValueError where they and the vocabulary are not of one tokenizer."""
+    """The pairs of pieces, in order. Raises ValueError where the vocabulary is another tokenizer's."""
     lines = path.read_text(encoding="utf-8").split("\n")
     merges = [tuple(line.split(" ")) for line in lines[lines[0].startswith("#version"):] if line]
     for merge in merges:
@@ -145,37 +152,41 @@ def read_merges(path: Path, vocabulary: dict[str, int], added: set[str]) -> list
             raise ValueError(f"{' '.join(merge)!r} does not join two pieces of vocab.json to a third")
     made = {"".join(merge) for merge in merges} | added
     for piece in vocabulary:
-        if len(piece) > 1 and piece not in made:  # a file cut short would otherwise be read, and split words too finely
+        if len(piece) > 1 and piece not in made:  # else a truncated file would split words too finely
             raise ValueError(f"no line makes the piece {piece!r} of vocab.json")
     return merges
 
 
 def read_sentencepiece(path: Path) -> Tokenizer:
-    """T5's spiece.model, with T5's sentinels: <extra_id_0> has the last id. Raises ValueError for other kinds of models."""
-    with naming(path):
+    """T5's spiece.model, with sentinels: <extra_id_0> has the last id. Raises ValueError for other models."""
+    with readable_errors(path):
         names, scores, types, charsmap = read_spiece(path.read_bytes())
         vocabulary = [*zip(names, scores), *((sentinel, 0.0) for sentinel in SENTINELS)]
         if len(dict(vocabulary)) < len(vocabulary) or "</s>" not in names or types.count(UNKNOWN) != 1:
-            raise ValueError("a T5 has every piece once, among them </s>, a single one for unknown characters, and no sentinels")
+            raise ValueError("a T5 has every piece once, among them </s>, a single one for unknown "
+                             "characters, and no sentinels")
         backend = Tokenizer(models.Unigram(vocabulary, types.index(UNKNOWN)))
         if charsmap:
             backend.normalizer = normalizers.Precompiled(charsmap)
-            backend.normalizer.normalize_str("".join(map(chr, range(0xD800))))  # what is damaged fails here, not at some text
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+            backend.normalizer.normalize_str("".join(map(chr, range(0xD800))))  # a damaged table fails here
+    splits = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+    backend.pre_tokenizer = pre_tokenizers.Sequence(splits)
     backend.decoder = decoders.Metaspace()
-    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", names.index("</s>"))])
+    backend.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", names.index("</s>"))])
     backend.add_special_tokens([name for name, kind in zip(names, types) if kind != NORMAL] + SENTINELS)
     return backend
 
 
 def read_spiece(data: bytes) -> tuple[list[str], list[float], list[int], bytes]:
-    """Pieces, their scores and types, and the table of characters to replace. Raises ValueError where it is not like T5's."""
+    """Pieces, their scores and types, and the normaliser's table. Raises ValueError if it is unlike T5's."""
     fields = read_fields(data)
     trainer, normaliser = read_fields(last(fields, 2, bytes)), read_fields(last(fields, 3, bytes))
     for settings, needed in ((trainer, TRAINER), (normaliser, NORMALISER)):
         for number, (name, value) in needed.items():
-            if last(settings, number, int, value) != value:
-                raise ValueError(f"the setting {name} {last(settings, number, int)} is not supported, only {value}")
+            found = last(settings, number, int, value)
+            if found != value:
+                raise ValueError(f"the setting {name} {found} is not supported, only {value}")
     pieces = [read_piece(entry) for entry in fields.get(1, [])]
     if len(pieces) != last(trainer, 4, int):
         raise ValueError(f"it has {len(pieces)} pieces, not the {last(trainer, 4, int)} that it announces")
@@ -188,14 +199,14 @@ def read_piece(entry: bytes) -> tuple[str, float, int]:
     name, kind = last(fields, 1, bytes).decode(), last(fields, 3, int, NORMAL)
     score, = struct.unpack("<f", last(fields, 2, bytes))
     if kind not in (NORMAL, UNKNOWN, CONTROL):
-        raise ValueError(f"the piece {name!r} is of the type {OTHER_TYPES.get(kind, kind)}, which is not supported")
+        raise ValueError(f"the piece {name!r} has the unsupported type {OTHER_TYPES.get(kind, kind)}")
     if not name or not math.isfinite(score):
         raise ValueError(f"the piece {name!r} with the score {score} is damaged")
     return name, score, kind
 
 
 def read_fields(data: bytes) -> dict[int, list[int | bytes]]:
-    """A protobuf message → the values of each field: int where they are varints, else bytes. Raises ValueError if damaged."""
+    """A protobuf message → each field's values: int for varints, else bytes. Raises ValueError if damaged."""
     fields, at = {}, 0
     while at < len(data):
         key, at = read_varint(data, at)
@@ -203,7 +214,7 @@ def read_fields(data: bytes) -> dict[int, list[int | bytes]]:
         if number == 0 or kind not in (0, 1, 2, 5):
             raise ValueError(f"it is damaged at byte {at}")
         value, at = read_varint(data, at) if kind in (0, 2) else ({1: 8, 5: 4}[kind], at)
-        if kind != 0:  # the number just found is a length
+        if kind != 0:  # then this number is a length
             value, at = data[at:at + value], at + value
         fields.setdefault(number, []).append(value)
     if at > len(data):
@@ -212,7 +223,7 @@ def read_fields(data: bytes) -> dict[int, list[int | bytes]]:
 
 
 def read_varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number that begins at byte `at`, seven bits a byte, lowest first, and where it ends. Raises ValueError."""
+    """The number at byte `at`, seven bits a byte, lowest first, and where it ends. Raises ValueError."""
     value = 0
     for i, byte in enumerate(data[at:at + 10]):
         value |= (byte & 0x7F) << 7 * i
@@ -221,8 +232,9 @@ def read_varint(data: bytes, at: int) -> tuple[int, int]:
     raise ValueError("it ends, or is damaged, in the middle of a number")
 
 
-def last(fields: dict[int, list[int | bytes]], number: int, kind: type, default: int | bytes | None = None) -> int | bytes:
-    """The value of a field that occurs once (or counts once). Raises ValueError where it is absent without a default."""
+def last(fields: dict[int, list[int | bytes]], number: int, kind: type,
+         default: int | bytes | None = None) -> int | bytes:
+    """A field's last value, the one that counts. Raises ValueError where it is absent without a default."""
     value = fields.get(number, [default])[-1]
     if not isinstance(value, kind):
         raise ValueError(f"its field {number} is missing or of another type")

@@ -1,1 +1,1 @@
-"""How, not what: devices and precision, fast decoding, files that are written whole."""
+"""How to compute, not what: devices and precision, fast decoding, atomic files, parallel work."""

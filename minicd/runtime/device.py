@@ -1,4 +1,4 @@
-"""Which processor to compute on, and in which precision."""
+"""The device to compute on, and the precision."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """auto: CUDA where there is one, else the CPU. Raises ValueError where CUDA is asked for and absent."""
+    """auto: CUDA if available, else the CPU. Raises ValueError for an unknown device or absent CUDA."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -21,8 +21,8 @@ def pick_device(name: str = "auto") -> torch.device:
         raise ValueError(f"--device {name}: there is no such device; use cpu, cuda or auto") from None
 
 
-def resolved_precision(device: torch.device, precision: str | None = "auto") -> str | None:
-    """auto → bf16 where that is fast (CUDA, CPUs with bf16 units), else fp32; other names stay. Raises ValueError for unknown ones."""
+def pick_precision(device: torch.device, precision: str | None = "auto") -> str | None:
+    """auto → bf16 where it is fast (CUDA, CPUs with bf16 units), else fp32. ValueError for unknown names."""
     if precision not in (None, "auto", "bf16", "fp32"):
         raise ValueError(f"precision {precision!r} is unknown; known: auto, bf16, fp32")
     if precision != "auto":
@@ -32,17 +32,18 @@ def resolved_precision(device: torch.device, precision: str | None = "auto") -> 
 
 
 def autocast(device: torch.device, precision: str | None = "auto"):
-    """The context in which matrix products run in bf16, or (fp32, None) in the precision of the weights."""
-    bf16 = resolved_precision(device, precision) == "bf16"
+    """A context where matrix products run in bf16, or with fp32 and None in the precision of the weights."""
+    bf16 = pick_precision(device, precision) == "bf16"
     return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
 
 
 def hardware(device: torch.device) -> str:
-    """What a result record says of the machine."""
+    """The machine, for result records."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     models = [line.split(":", 1)[1].strip() for line in cpu_info() if line.startswith("model name")]
-    return f"{models[0] if models else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    name = models[0] if models else platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def cpu_info() -> list[str]:

@@ -1,4 +1,4 @@
-"""What makes decoding fast without changing what it computes: packed matrices on the CPU, a recorded step on CUDA."""
+"""Faster decoding with the same results: packed matrices on the CPU, a recorded step on CUDA."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from ..layers import Embedding
 
 PACKED_PAYS = 2**18  # rows × weights from which oneDNN beats the plain product; measured on an AVX-512 CPU
-RECORD_FROM = 8  # steps from which recording one pays
+RECORD_FROM = 8  # steps from which a recording pays
 
 
 class PackedLinear:
-    """x Wᵀ + b by oneDNN, with W rearranged at its second use into the blocks that it reads: up to 2.5 times as fast."""
+    """x Wᵀ + b by oneDNN, with W rearranged at its second use into its blocks: up to 2.5 times as fast."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
         self.weight, self.bias, self.prepared, self.uses = weight, bias, None, 0
@@ -29,16 +29,17 @@ class PackedLinear:
         if rows * self.weight.numel() < PACKED_PAYS or (dtype == torch.bfloat16 and not packs_bf16()):
             return F.linear(x, self.weight, self.bias)
         if self.uses == 0:
-            self.prepared = self.weight.detach().to(dtype), None if self.bias is None else self.bias.detach().to(dtype)
-        elif self.uses == 1:  # what is used once, an encoder's matrices, is not worth it
+            bias = None if self.bias is None else self.bias.detach().to(dtype)
+            self.prepared = self.weight.detach().to(dtype), bias
+        elif self.uses == 1:  # what is used once, like an encoder's matrices, is not worth it
             self.prepared = torch.ops.mkldnn._reorder_linear_weight(self.prepared[0], rows), self.prepared[1]
         self.uses += 1
         return torch.ops.mkldnn._linear_pointwise(x.to(dtype), *self.prepared, "none", [], "")
 
 
 @contextmanager
-def packed(model: nn.Module):
-    """Inside, the model's matrix products on the CPU use packed copies of the weights, which must not change meanwhile."""
+def pack_weights(model: nn.Module):
+    """Inside, the model's CPU products use packed copies of the weights, which must not change meanwhile."""
     changed: list[tuple[nn.Module, str]] = []
     try:
         if next(model.parameters()).device.type == "cpu" and can_pack():
@@ -56,23 +57,23 @@ def packed(model: nn.Module):
 
 
 def can_pack() -> bool:
-    """PyTorch's operators for packed weights are not part of its documented interface: another version may lack them."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise") \
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight") and hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
+    """PyTorch's operators for packed weights are undocumented: another version may lack them."""
+    names = "_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported"
+    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names)
 
 
 def packs_bf16() -> bool:
-    """oneDNN multiplies bf16 on CPUs with AVX-512 only; PyTorch's plain product does on all."""
+    """oneDNN multiplies bf16 only on CPUs with AVX-512, PyTorch's plain product on all."""
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class RecordedStep:
-    """One decoding step as a CUDA graph: replayed without Python and without a launch for each kernel."""
+    """One decoding step as a CUDA graph, replayed without Python and without a launch for each kernel."""
 
     def __init__(self, model, tokens: Tensor, cache):
         self.tokens, self.cache = tokens.clone(), cache
         cache.cache_position = torch.full((1,), cache.position, device=tokens.device)
-        with torch.cuda.device(tokens.device):  # which need not be the one that is current
+        with torch.cuda.device(tokens.device):  # which need not be the current one
             self.warm_up(model)
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph):
@@ -80,7 +81,7 @@ class RecordedStep:
         cache.position -= 1
 
     def warm_up(self, model) -> None:
-        """Libraries set themselves up in the first runs, which a recording must not contain."""
+        """Libraries initialise in the first runs; a recording must not contain that."""
         stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
@@ -98,7 +99,7 @@ class RecordedStep:
 
 
 def stepper(model, tokens: Tensor, cache, steps: int) -> Callable[[Tensor], Tensor]:
-    """A function tokens [B] → logits [B, V] for the coming steps: recorded on CUDA where that pays, else plain."""
+    """A function tokens [B] → logits [B, V] for the next steps, recorded on CUDA where that pays."""
     position = cache.position
     if pays(tokens, steps):
         try:
@@ -108,7 +109,7 @@ def stepper(model, tokens: Tensor, cache, steps: int) -> Callable[[Tensor], Tens
         except RuntimeError as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             warnings.warn(f"decoding goes on without a CUDA graph: {reason}")
-            cache.position, cache.cache_position = position, None  # a recording may fail when it has moved them on
+            cache.position, cache.cache_position = position, None  # the recording may have changed them
     return partial(model.step, cache=cache)
 
 

@@ -1,18 +1,20 @@
-"""Reads that name a damaged file, and writes that never leave half of one behind: temporary file, fsync, rename."""
+"""Reads that name a damaged file, and atomic writes: temporary file, fsync, rename."""
 
 from __future__ import annotations
 
 import json
 import os
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 
 def atomic_bytes(path: Path, *data: bytes | memoryview) -> None:
-    """Write all `data` to `path` whole or not at all: a killed process or a full disk leaves the old file as it was."""
+    """Write `data` whole or not at all: a killed process or a full disk leaves the old file in place."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -26,20 +28,41 @@ def atomic_bytes(path: Path, *data: bytes | memoryview) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read_json(path: Path) -> Any:
-    """Raises ValueError, naming the file, where it holds no JSON."""
+def read_json(path: Path, problem: str = "is damaged") -> Any:
+    """The file's content. Raises ValueError (the path, `problem`, the reason) where it is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # no JSON, or no text at all
-        raise ValueError(f"{path} is damaged ({error})") from None
+        raise ValueError(f"{path} {problem}: {type(error).__name__}: {error}") from None
 
 
 def atomic_json(path: Path, value: Any) -> None:
     atomic_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def atomic_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """The same content gives the same file, though the library writes its metadata in random order."""
+@contextmanager
+def open_safetensors(path: Path, problem: str = "is damaged", advice: str = "") -> Iterator[Any]:
+    """An open file. Errors inside become a ValueError: the path, `problem`, the reason, `advice`."""
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # safetensors has an exception type of its own
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} {problem} ({reason})" + (advice and f"; {advice}")) from None
+
+
+def all_tensors(file: Any) -> dict[str, Tensor]:
+    """The tensors of an open file by name."""
+    return {name: file.get_tensor(name) for name in file.keys()}
+
+
+def atomic_safetensors(path: Path, tensors: dict[str, Tensor],
+                       metadata: dict[str, str] | None = None) -> None:
+    """Equal content gives equal files, though the library writes its metadata in random order."""
     data = memoryview(save({k: t.detach().contiguous().cpu() for k, t in tensors.items()}, metadata))
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(bytes(data[8:end]))

@@ -1,4 +1,4 @@
-"""Keep freed memory for the next step instead of giving it back to the system after each."""
+"""Keep freed memory for the next step instead of returning it to the system after each."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ THRESHOLDS = {-1: 2**30, -3: 2**30}  # glibc's M_TRIM_THRESHOLD and M_MMAP_THRES
 
 
 def keep_memory() -> None:
-    """Raise glibc's thresholds, where glibc is: up to a third of a run's processor time was the system's, clearing pages anew.
+    """Raise glibc's thresholds: else up to a third of a run's CPU time goes into clearing pages again.
 
-    Variables of the environment that set the same (MALLOC_TRIM_THRESHOLD_, …) are left alone.
+    Environment variables that set the same (MALLOC_TRIM_THRESHOLD_, …) take precedence.
     """
     if any(name.startswith("MALLOC_") for name in os.environ):
         return

@@ -1,17 +1,19 @@
-"""Muon (Jordan et al., 2024) with one batched product for all matrices of a shape: torch.optim.Muon's update, in a fifth of its
-operations. Small models spend more time on those than on their gradients' arithmetic."""
+"""Muon (Jordan et al., 2024) with one batched product for all matrices of a shape.
+
+The update is torch.optim.Muon's in a fifth of its operations, whose overhead dominates on small models.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-A, B, C = 3.4445, -4.7750, 2.0315  # of the quintic iteration, by its authors
+A, B, C = 3.4445, -4.7750, 2.0315  # of the quintic iteration, from the authors
 STEPS, MOMENTUM, EPSILON = 5, 0.95, 1e-7
 
 
 class Muon(torch.optim.Optimizer):
-    """For matrices alone. Scaled as match_rms_adamw: one learning rate suits it and AdamW; Nesterov momentum, no weight decay."""
+    """For matrices; Nesterov momentum, no weight decay, AdamW's learning rate (match_rms_adamw)."""
 
     def __init__(self, params, lr: float):
         super().__init__(params, {"lr": lr})
@@ -27,7 +29,7 @@ class Muon(torch.optim.Optimizer):
                 self.update(params, group["lr"] * 0.2 * max(shape) ** 0.5)
 
     def update(self, params: list[Tensor], lr: float) -> None:
-        """One step of parameters that have the same shape."""
+        """One step of parameters of the same shape."""
         grads = [p.grad for p in params]
         for p in params:
             if not self.state[p]:
@@ -39,7 +41,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(x: Tensor) -> Tensor:
-    """Matrices [N, rows, columns] → nearly the orthogonal ones next to them, by Newton and Schulz's iteration in bf16."""
+    """Matrices [N, rows, columns] → approximately the nearest orthogonal ones, by Newton-Schulz in bf16."""
     tall = x.shape[1] > x.shape[2]
     x = x.bfloat16()
     x = x.mT.contiguous() if tall else x

@@ -1,4 +1,4 @@
-"""Progress bars. Where several processes work side by side, each has a line of its own."""
+"""Progress bars. Parallel processes have a line each."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import sys
 
 from tqdm import tqdm
 
-LINE: int | None = None  # of this process on the terminal; None: it has the terminal for itself
-NAME = ""  # what precedes the names of its bars
+LINE: int | None = None  # this process's line on the terminal; None: it is the only process
+NAME = ""  # the prefix of its bars' names
 
 
 def bar(total: int, name: str, unit: str, initial: int = 0, disable: bool = False) -> tqdm:
-    """A bar on this process's line; into a file it is written every ten seconds."""
+    """A bar on this process's line; in a file it is written every ten seconds."""
     terminal = sys.stderr.isatty()
-    return tqdm(total=total, desc=f"{NAME}{name}", unit=unit, initial=initial, disable=disable, dynamic_ncols=terminal,
-                mininterval=1.0 if terminal else 10.0, position=LINE if terminal else None, leave=LINE is None)
+    return tqdm(total=total, desc=f"{NAME}{name}", unit=unit, initial=initial, disable=disable,
+                dynamic_ncols=terminal, mininterval=1.0 if terminal else 10.0,
+                position=LINE if terminal else None, leave=LINE is None)

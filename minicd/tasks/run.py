@@ -25,7 +25,7 @@ from ..distill import Context, PracticeSettings, distill, ensemble_logits, soft_
 from ..hf.checkpoint import load
 from ..labels import Examples, SoftLabels
 from ..runtime import progress
-from ..runtime.device import resolved_precision
+from ..runtime.device import pick_precision
 from ..runtime.files import atomic_json, read_json
 from ..runtime.jobs import helpers
 from ..runtime.memory import keep_memory
@@ -139,7 +139,7 @@ class Experiment:
         with self.folder.timed(stage.name):
             made = stage.make()
             self.folder.keep(stage.name, made, self.tokenizer if isinstance(made, nn.Module) else None)
-            self.folder.note(stage.name, precision=resolved_precision(self.device, self.settings.precision))
+            self.folder.note(stage.name, precision=pick_precision(self.device, self.settings.precision))
 
     def tell(self, stage: Stage) -> None:
         if stage.show:
