@@ -1,4 +1,4 @@
-"""Metrics, from strings and counts alone. Rouge-L is in rouge.py."""
+"""Metrics of strings and counts. Rouge-L is in rouge.py."""
 
 from __future__ import annotations
 
@@ -13,25 +13,27 @@ SHUFFLES = 100_000  # of `correlation`
 
 
 def exact_match(prediction: str, reference: str) -> bool:
-    """Equal but for surrounding and repeated spaces."""
+    """Whether they are equal but for surrounding and repeated spaces."""
     return prediction.split() == reference.split()
 
 
 def association(accuracy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Accuracy [tasks, ids] of every task under every id, its own on the diagonal → with the right id, and the mean over the
-    wrong ones, each [tasks] (paper, section 3.1, Table 1). Raises ValueError for a table that is not square, or of one task.
+    """Accuracy [tasks, ids] → each task's accuracy with its right id, and its mean over the wrong ones.
+
+    The right ids are on the diagonal (paper, section 3.1, Table 1). Raises ValueError for a table that is not
+    square or has only one task.
     """
     accuracy = np.asarray(accuracy, dtype=float)
     if accuracy.ndim != 2 or len(accuracy) < 2 or accuracy.shape[0] != accuracy.shape[1]:
-        raise ValueError(f"association needs a square table of two tasks or more, not one of shape {accuracy.shape}")
+        raise ValueError(f"association needs a square table of two tasks or more, not {accuracy.shape}")
     right = accuracy.diagonal()
     return right, (accuracy.sum(1) - right) / (len(accuracy) - 1)
 
 
 def correlation(points: Iterable[tuple[float, float]], seed: int = 0) -> tuple[float, float]:
-    """Pearson's r of the points and its one-sided p-value: the share of SHUFFLES random pairings with a larger r.
+    """Pearson's r and its one-sided p-value: the share of SHUFFLES random pairings with an r as large.
 
-    0 and 1 where all x or all y are equal, so that nothing can correlate.
+    0 and 1 where all x or all y are equal.
     """
     x, y = (np.array(side) - np.mean(side) for side in zip(*points))
     if not x.any() or not y.any():

@@ -1,6 +1,6 @@
 """The two metrics of Natural Instructions, Rouge-L and exact match, as its official evaluation computes them.
 
-Words of more than three letters are stemmed by Porter's algorithm (1980) with the changes of the NLTK library, which the
+Words of more than three letters are stemmed by Porter's algorithm (1980) with the changes of NLTK, which the
 official evaluation uses; the changes are marked below.
 """
 
@@ -12,42 +12,43 @@ from functools import lru_cache
 from typing import Sequence
 
 # NLTK's change: a few words whose stem the rules get wrong.
-IRREGULAR = {"skies": "sky", "dying": "die", "lying": "lie", "tying": "tie", "innings": "inning", "outings": "outing",
-             "cannings": "canning",
+IRREGULAR = {"skies": "sky", "dying": "die", "lying": "lie", "tying": "tie", "innings": "inning",
+             "outings": "outing", "cannings": "canning",
              **{word: word for word in "sky news inning outing canning howe proceed exceed succeed".split()}}
 
-# Ending → what replaces it, tried in this order. NLTK's changes: bli, fulli.
-STEP_2 = {"ational": "ate", "tional": "tion", "enci": "ence", "anci": "ance", "izer": "ize", "bli": "ble", "entli": "ent",
-          "eli": "e", "ousli": "ous", "ization": "ize", "ation": "ate", "ator": "ate", "alism": "al", "iveness": "ive",
-          "fulness": "ful", "ousness": "ous", "aliti": "al", "iviti": "ive", "biliti": "ble", "fulli": "ful"}
+# Ending → its replacement, tried in this order. NLTK's changes: bli, fulli.
+STEP_2 = {"ational": "ate", "tional": "tion", "enci": "ence", "anci": "ance", "izer": "ize", "bli": "ble",
+          "entli": "ent", "eli": "e", "ousli": "ous", "ization": "ize", "ation": "ate", "ator": "ate",
+          "alism": "al", "iveness": "ive", "fulness": "ful", "ousness": "ous", "aliti": "al", "iviti": "ive",
+          "biliti": "ble", "fulli": "ful"}
 STEP_3 = {"icate": "ic", "ative": "", "alize": "al", "iciti": "ic", "ical": "ic", "ful": "", "ness": ""}
-STEP_4 = ["al", "ance", "ence", "er", "ic", "able", "ible", "ant", "ement", "ment", "ent", "ion", "ou", "ism", "ate", "iti",
-          "ous", "ive", "ize"]
+STEP_4 = ["al", "ance", "ence", "er", "ic", "able", "ible", "ant", "ement", "ment", "ent", "ion", "ou", "ism",
+          "ate", "iti", "ous", "ive", "ize"]
 
 
 def rouge_l(prediction: str, references: Sequence[str]) -> float:
-    """F-measure of the longest common subsequence of words, 0…1: the best over the references."""
-    several(references)
+    """F-measure of the longest common subsequence of words, 0…1; the best over the references."""
+    check_references(references)
     return max(f_measure(words(prediction), words(reference)) for reference in references)
 
 
 def normalized_exact_match(prediction: str, references: Sequence[str]) -> bool:
-    """Equal to one of the references but for case, ASCII punctuation and repeated spaces."""
-    several(references)
-    return any(plain(prediction) == plain(reference) for reference in references)
+    """Whether it equals a reference but for case, ASCII punctuation and repeated spaces."""
+    check_references(references)
+    return any(normalise(prediction) == normalise(reference) for reference in references)
 
 
-def several(references: Sequence[str]) -> None:
+def check_references(references: Sequence[str]) -> None:
     if isinstance(references, str) or not references:
         raise ValueError(f"references are a list of at least one string, not {references!r}")
 
 
-def plain(text: str) -> str:
+def normalise(text: str) -> str:
     return " ".join(text.lower().translate(str.maketrans("", "", string.punctuation)).split())
 
 
 def words(text: str) -> list[str]:
-    """Runs of a–z and 0–9 in lower case, those longer than three characters stemmed; everything else separates words."""
+    """Lower-case runs of a–z and 0–9; those longer than three characters are stemmed."""
     return [stem(word) if len(word) > 3 else word for word in re.findall("[a-z0-9]+", text.lower())]
 
 
@@ -75,7 +76,7 @@ def stem(word: str) -> str:
     """Porter's stem of a lower-case word."""
     if word in IRREGULAR or len(word) <= 2:
         return IRREGULAR.get(word, word)
-    return final_e(dropped(replaced(doubled(final_y(past(plural(word)))), STEP_3)))
+    return final_e(drop_suffix(replace_suffix(double_suffix(final_y(past(plural(word)))), STEP_3)))
 
 
 def shape(word: str) -> str:
@@ -97,7 +98,7 @@ def ends_short(word: str) -> bool:
 
 
 def plural(word: str) -> str:
-    """Step 1a; the change is that a word of four letters keeps ie."""
+    """Step 1a; the change: a word of four letters keeps ie."""
     if word.endswith("ies"):
         return word[:-1] if len(word) == 4 else word[:-2]
     if word.endswith("sses"):
@@ -106,18 +107,18 @@ def plural(word: str) -> str:
 
 
 def past(word: str) -> str:
-    """Step 1b; the change is ied, like ies before."""
+    """Step 1b; the change: ied, treated like ies in step 1a."""
     if word.endswith("ied"):
         return word[:-1] if len(word) == 4 else word[:-2]
     if word.endswith("eed"):
         return word[:-1] if measure(word[:-3]) > 0 else word
     for ending in ("ed", "ing"):
         if word.endswith(ending) and "v" in shape(word[: -len(ending)]):
-            return repaired(word[: -len(ending)])
+            return repair(word[: -len(ending)])
     return word
 
 
-def repaired(word: str) -> str:
+def repair(word: str) -> str:
     """What -ed and -ing leave behind: conflat → conflate, hopp → hop, fil → file."""
     if word.endswith(("at", "bl", "iz")):
         return word + "e"
@@ -131,25 +132,25 @@ def final_y(word: str) -> str:
     return word[:-1] + "i" if word.endswith("y") and len(word) > 2 and shape(word)[-2] == "c" else word
 
 
-def doubled(word: str) -> str:
-    """Step 2; the changes: alli becomes al, and what then ends the word is looked at again; logi."""
+def double_suffix(word: str) -> str:
+    """Step 2; the changes: alli becomes al, and the step is repeated; logi."""
     if word.endswith("alli") and measure(word[:-4]) > 0:
-        return doubled(word[:-2])
+        return double_suffix(word[:-2])
     if word.endswith("logi"):
         return word[:-1] if measure(word[:-3]) > 0 else word
-    return replaced(word, STEP_2)
+    return replace_suffix(word, STEP_2)
 
 
-def replaced(word: str, endings: dict[str, str]) -> str:
-    """The first ending that fits decides: it is replaced where m > 0 before it."""
+def replace_suffix(word: str, endings: dict[str, str]) -> str:
+    """Replace the first ending that fits, if m > 0 before it."""
     for ending, new in endings.items():
         if word.endswith(ending):
             return word[: -len(ending)] + new if measure(word[: -len(ending)]) > 0 else word
     return word
 
 
-def dropped(word: str) -> str:
-    """Step 4: the first ending that fits goes where m > 1."""
+def drop_suffix(word: str) -> str:
+    """Step 4: drop the first ending that fits, if m > 1 before it."""
     for ending in STEP_4:
         stump = word[: -len(ending)]
         if word.endswith(ending) and (ending != "ion" or stump[-1:] in ("s", "t")):
@@ -158,7 +159,7 @@ def dropped(word: str) -> str:
 
 
 def final_e(word: str) -> str:
-    """Step 5: a last e after m > 1, or after m = 1 and no short ending; one of two last l."""
+    """Step 5: drop a final e after m > 1, or after m = 1 without a short ending; one of two final l."""
     if word.endswith("e"):
         m = measure(word[:-1])
         word = word[:-1] if m > 1 or (m == 1 and not ends_short(word[:-1])) else word
