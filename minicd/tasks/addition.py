@@ -56,13 +56,13 @@ class AdditionSettings(DistillSettings):
     teacher_epochs: int = option(80, "passes of the teacher over its scratchpads", least=1)
     teacher_lr: float = option(1.5e-3, "learning rate of the teacher and of the baselines", above=0, most=10)
     teacher_batch: int = option(32, "batch size of the teacher and of the baselines", least=1)
-    direct_epochs: int = option(100, "passes of the baselines over their data", least=1)
+    direct_epochs: int = option(50, "passes of the baselines over their data", least=1)
     dropout: float = option(0.1, "of the teacher and of the baselines, whose data are few", least=0, below=1)
     floor: float = option(50.0, "stop where the teacher solves fewer of the validation questions", least=0, most=100, unit="%",
                           free=True)
     optimiser: str = option("muon", "adamw (the paper's), or muon for the matrices inside the layers", choices=OPTIMISERS)
     practice_questions: int = option(60_000, "unlabelled, for the teacher to answer", least=1, unit="questions")
-    student_epochs: float = option(5.0, "passes of the student over the practice set", above=0, most=1e6)
+    student_epochs: float = option(4.0, "passes of the student over the practice set", above=0, most=1e6)
     student_lr: float = option(2e-3, "learning rate of the student", above=0, most=10)
     student_batch: int = option(128, "batch size of the student", least=1)
     test_questions: int = option(10_000, "unseen, for the table", least=1, unit="questions")
@@ -83,8 +83,8 @@ class Addition(Experiment):
         scale="paper", scratchpad="nye", train_questions=499, teacher_epochs=1000, teacher_lr=3e-4, teacher_batch=8,
         direct_epochs=1000, practice_questions=10_000, student_epochs=1.0, student_lr=3e-4, student_batch=8, warmup=0.0,
         decay=0.0, clip=0.0, optimiser="adamw")}
-    QUICK = dict(max_digits=3, teacher_epochs=20, teacher_lr=3e-3, dropout=0.0, direct_epochs=10, practice_questions=3000,
-                 student_epochs=10.0, student_batch=64, test_questions=500, floor=5.0)
+    QUICK = dict(max_digits=3, teacher_epochs=20, teacher_lr=3e-3, dropout=0.0, direct_epochs=10, practice_questions=10_000,
+                 student_epochs=8.0, student_lr=3e-3, student_batch=64, test_questions=500, floor=5.0)
 
     def prepare(self) -> None:
         if self.settings.reuse:

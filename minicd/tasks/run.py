@@ -206,7 +206,7 @@ def train(task: str, kind: type[Experiment], settings: Any, seeds: list[int], ou
     experiments = [kind(settings, seed, RunFolder(seed_folder(out, seed), device)) for seed in seeds]
     changed = differences(settings, kind.SCALES[settings.scale], kind.QUICK if quick else {})
     print(f"{kind.TITLE}\n{settings.scale} scale{', quick' * quick}, seeds {' '.join(map(str, seeds))}, in {out}, on {device}, "
-          f"{jobs} stage{'s' * (jobs > 1)} at a time\n" + (f"not as usual: {' '.join(changed)}\n" if changed else ""))
+          f"{jobs} stage{'s' * (jobs > 1)} at a time\n" + (f"differs from the defaults: {' '.join(changed)}\n" if changed else ""))
     for experiment in experiments:
         experiment.folder.claim(settings)
         experiment.prepare()
