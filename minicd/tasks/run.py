@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..distill import Context, PracticeSettings, distill, ensemble_logits, soft_labels, within
+from ..distill import Context, PracticeSettings, absolute_slice, distill, ensemble_logits, soft_labels
 from ..hf.checkpoint import load
 from ..labels import Examples, SoftLabels
 from ..runtime import progress
@@ -255,7 +255,7 @@ def one_item(context: Context, tokenizer: TextTokenizer, teacher: nn.Module, set
     prompt = tokenizer.encode(context.teachers[0](x))
     completion = generate(teacher, [prompt], settings.max_new_tokens, settings.temperature, generator=generator,
                           precision=settings.precision)[0]
-    found = within(completion, context.extract(completion))
+    found = absolute_slice(completion, context.extract(completion))
     parts = {"teacher prompt": context.teachers[0](x), "completion": tokenizer.decode(completion),
              "extracted answer": tokenizer.decode(completion[found]) if found else "(none)", "student prompt": context.student(x)}
     if found and completion[found]:
