@@ -1,10 +1,10 @@
-"""Writes data/instructions/: tasks of the pocket world as files in the format of Natural Instructions.
+"""Write data/instructions/: tasks of the pocket world as files in the format of Natural Instructions.
 
     python data/make_instructions.py
 
-train/ holds one task for each rule and some for two rules, to look at; the base is trained on far more, drawn afresh
-(data/world/tasks.py). test/ holds the evaluation tasks, whose first 100 instances are for testing and the rest for practice,
-as in Natural Instructions itself. The files do not depend on the machine.
+train/ shows one task for each rule and some for two rules; the base is trained on far more, made on the fly
+(data/world/tasks.py). test/ holds the evaluation tasks: their first 100 instances are for testing, the rest
+for practice, as in Natural Instructions itself. The files do not depend on the machine.
 """
 
 import sys
@@ -21,19 +21,19 @@ TEST_INSTANCES = 100 + 100  # to test, to practise
 FIRST_TEST_NUMBER = 501
 
 
-def shown_training_tasks() -> list[Task]:
-    """The first task of every rule, and of every so manieth choice of two rules."""
+def sample_training_tasks() -> list[Task]:
+    """The first task of every rule, and of evenly spaced pairs of rules."""
     first: dict[tuple[str, ...], Task] = {}
     for task in training_tasks():
         first.setdefault(tuple(step.rule for step in task.steps), task)
     singles = [task for task in first.values() if len(task.steps) == 1]
     pairs = [task for task in first.values() if len(task.steps) == 2]
-    wanted = TRAINING_TASKS - len(singles)
-    return singles + [pairs[i * len(pairs) // wanted] for i in range(wanted)]
+    rest = TRAINING_TASKS - len(singles)
+    return singles + [pairs[i * len(pairs) // rest] for i in range(rest)]
 
 
 def write(folder: Path, tasks: list[Task], first_number: int, instances: int) -> None:
-    """One file a task; files of tasks that are no more are removed."""
+    """One file for each task; other files are removed."""
     names = {f"task{number:03d}_{task.name}.json": task for number, task in enumerate(tasks, first_number)}
     for name, task in names.items():
         atomic_json(folder / name, to_natural_instructions(task, instances))
@@ -43,7 +43,7 @@ def write(folder: Path, tasks: list[Task], first_number: int, instances: int) ->
 
 
 def main(folder: Path = ROOT / "data" / "instructions") -> None:
-    write(folder / "train", shown_training_tasks(), 1, TRAINING_INSTANCES)
+    write(folder / "train", sample_training_tasks(), 1, TRAINING_INSTANCES)
     write(folder / "test", evaluation_tasks(), FIRST_TEST_NUMBER, TEST_INSTANCES)
 
 

@@ -12,7 +12,7 @@ import pytest
 from data import make_instructions
 from data.world import tasks as world
 from data.world.tasks import TaskPool, association_tasks, draw_item, evaluation_tasks, inputs_prompt, items_of, training_tasks
-from data.world.rules import BINARY, NEW, RULES, Step, is_held_out, is_held_out_pair, stages
+from data.world.rules import BINARY, NEW, RULES, Step, is_held_out, is_held_out_pair, step_results
 from data.world.words import CATEGORIES, KIND_OF, LAYOUTS, MARKS, PHRASES, WORDS, world_words
 from minicd.metrics.rouge import rouge_l
 from minicd.tokenizer import word_tokenizer
@@ -92,13 +92,13 @@ def test_held_out_by_construction():
 def test_both_halves_of_what_is_held_out_are_trained():
     """Every category with other rules, every rule with other categories, and both rules of a pair in the same place."""
     training = [task.steps for task in training_tasks()]
-    arguments = {(step.rule, step.given.get("c")) for steps in training for step in steps}
+    arguments = {(step.rule, step.bindings.get("c")) for steps in training for step in steps}
     places = {(len(steps), i, step.rule) for steps in training for i, step in enumerate(steps)}
     for task in evaluation_tasks():
         for i, step in enumerate(task.steps):
             assert (len(task.steps), i, step.rule) in places
-            if "c" in step.given:
-                assert sum(category == step.given["c"] for _, category in arguments) >= 5
+            if "c" in step.bindings:
+                assert sum(category == step.bindings["c"] for _, category in arguments) >= 5
                 assert sum(rule == step.rule for rule, _ in arguments) >= 5
 
 
@@ -108,9 +108,9 @@ def test_held_out_by_behaviour():
     for task in evaluation_tasks():
         rng = random.Random(task.name)
         inputs = [items_of(task.draw_input(rng)) for _ in range(200)]
-        outputs = [stages(task.steps, items)[-1] for items in inputs]
+        outputs = [step_results(task.steps, items)[-1] for items in inputs]
         for steps in training:
-            assert any(stages(steps, items)[-1] != output for items, output in zip(inputs, outputs)), (task.name, steps)
+            assert any(step_results(steps, items)[-1] != output for items, output in zip(inputs, outputs)), (task.name, steps)
 
 
 def test_new_words_are_copied_and_named_in_training_but_tested_by_no_rule():
@@ -119,12 +119,12 @@ def test_new_words_are_copied_and_named_in_training_but_tested_by_no_rule():
     for task in training_tasks():
         rng = random.Random(task.name)
         found = new & {word for _ in range(5) for word in items_of(task.draw_input(rng))}
-        assert not found or not any(set(step.given) & set("cdwxy") for step in task.steps)
+        assert not found or not any(set(step.bindings) & set("cdwxy") for step in task.steps)
         assert not new & {argument for step in task.steps for argument in step.arguments}
         shown |= found
     assert shown == new and all(len(words) == 3 for words in NEW.values())
     listed = [task for task in evaluation_tasks() if task.words == "new"]
-    assert len(listed) >= 3 and all("c" in task.steps[0].given for task in listed)
+    assert len(listed) >= 3 and all("c" in task.steps[0].bindings for task in listed)
     for task in listed:
         words = {word for _ in range(20) for word in items_of(task.draw_input(random.Random(1)))}
         assert {word for word in words if KIND_OF[word] != "digit"} <= new
@@ -133,13 +133,13 @@ def test_new_words_are_copied_and_named_in_training_but_tested_by_no_rule():
 def test_association_tasks():
     tasks = association_tasks()
     assert tasks == evaluation_tasks()[:4] and len({task.layout for task in tasks}) == 4
-    assert Counter(task.steps[-1].given["l"] for task in tasks) == {"yes/no": 2, "true/false": 2}
+    assert Counter(task.steps[-1].bindings["l"] for task in tasks) == {"yes/no": 2, "true/false": 2}
     for task in tasks:
         rng = random.Random(task.name)
         texts = [task.draw_input(rng) for _ in range(300)]
         for other in tasks:
             answers = Counter(other.function(text) for text in texts)
-            assert set(answers) == set(other.steps[-1].given["l"].split("/")), "both labels occur on every task's inputs"
+            assert set(answers) == set(other.steps[-1].bindings["l"].split("/")), "both labels occur on every task's inputs"
             assert other != task or min(answers.values()) > 120
 
 

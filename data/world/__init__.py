@@ -1,1 +1,1 @@
-"""The pocket world: the texts and tasks from which the small models learn that stand in for pretrained ones."""
+"""The pocket world: texts and tasks to train the small models that stand in for pretrained ones."""

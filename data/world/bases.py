@@ -1,7 +1,8 @@
-"""The pocket bases: small T5s pretrained on generated text, in place of the paper's pretrained language models.
+"""The pocket bases: small T5s pretrained on generated text, in place of the paper's pretrained models.
 
-data/pocket learns list manipulation (lists.py) and serves addition; data/pocket-instructions goes on from it, learns to follow
-instructions (instructions.py), and serves the experiments of section 3.1. `python train.py --task pocket` trains either.
+data/pocket learns list manipulation (lists.py) and is the base for addition. data/pocket-instructions starts
+from it, learns to follow instructions (instructions.py), and is the base for the experiments of section 3.1.
+`python train.py --task pocket` trains either.
 """
 
 from __future__ import annotations
@@ -33,18 +34,19 @@ Item = Callable[[random.Random, float], tuple[str, str]]
 
 
 def pocket_config(vocab_size: int) -> T5Config:
-    """0.65 million parameters. 64 buckets of distance, since T5's 32 blur the distances within two 8-digit operands."""
+    """0.65 million parameters; 64 buckets of distance, since T5's 32 are too coarse for 8-digit operands."""
     return T5Config(vocab_size=vocab_size, d_model=96, d_kv=16, d_ff=256, num_heads=6, num_layers=3,
                     num_decoder_layers=2, feed_forward_proj="gated-gelu", tie_word_embeddings=False,
                     relative_attention_num_buckets=64, relative_attention_max_distance=128, dropout_rate=0.0)
 
 
 class PocketText:
-    """Endless pretraining batches by step number. `item(rng, done)` makes one (prompt, answer); done: the share of the steps."""
+    """Pretraining batches by step number. `item(rng, done)`: a (prompt, answer); done: the share of steps."""
 
     WINDOW = 16  # batches made at a time and bucketed by length
 
-    def __init__(self, tokenizer: TextTokenizer, steps: int, batch_size: int, seed: int, item: Item | None = None):
+    def __init__(self, tokenizer: TextTokenizer, steps: int, batch_size: int, seed: int,
+                 item: Item | None = None):
         self.tokenizer, self.steps, self.batch_size, self.seed = tokenizer, steps, batch_size, seed
         self.item, self.window, self.examples, self.order = item or list_item, -1, None, []
 
@@ -61,19 +63,20 @@ class PocketText:
 
     def make(self, window: int) -> Examples:
         rng = random.Random(f"{self.seed}/{window}")
-        items = [self.item(rng, window * self.WINDOW / self.steps) for _ in range(self.WINDOW * self.batch_size)]
+        done = window * self.WINDOW / self.steps
+        items = [self.item(rng, done) for _ in range(self.WINDOW * self.batch_size)]
         return Examples.hard(self.tokenizer.encode_all([prompt for prompt, _ in items]),
                              self.tokenizer.encode_answers([answer for _, answer in items]))
 
 
 @dataclass
 class Base:
-    """What one of the two bases is made of, and where it is kept."""
+    """The parts of one of the two bases, and its places."""
 
     tokenizer: Callable[[], TextTokenizer]
     start: Callable[[TextTokenizer, int], T5]  # a model for the tokenizer, from a seed
     item: Item
-    held_out: Callable[[T5, TextTokenizer, int], dict[str, float]]  # percent, on n held-out items of each kind
+    held_out: Callable[[T5, TextTokenizer, int], dict[str, float]]  # percent on n held-out items of each kind
     folder: str  # in data/
     record: str  # scale of the record in results/
 
@@ -82,8 +85,8 @@ def pocket_model(tokenizer: TextTokenizer, seed: int) -> T5:
     return initialise(T5(pocket_config(-(-len(tokenizer) // 8) * 8)), seed)
 
 
-def moved_base(tokenizer: TextTokenizer, seed: int) -> T5:
-    """data/pocket with another vocabulary: it can copy and point, and has to learn new words, of which it keeps those it knows.
+def transfer_base(tokenizer: TextTokenizer, seed: int) -> T5:
+    """data/pocket with another vocabulary: its layers and known words are kept, new words are random.
 
     Raises ValueError where data/pocket is missing or damaged.
     """
@@ -105,8 +108,8 @@ def moved_base(tokenizer: TextTokenizer, seed: int) -> T5:
 class PocketSettings(RunSettings):
     """How a pocket base is trained."""
 
-    base: str = option("instructions", "instructions: the base of the experiments on instructions; lists: that of addition",
-                       choices=("instructions", "lists"))
+    base: str = option("instructions", "instructions: the base of the experiments on instructions; lists: "
+                       "that of addition", choices=("instructions", "lists"))
     steps: int = option(24000, "optimiser steps; those of data/pocket were 8000", least=1)
     batch: int = option(64, "batch size", least=1)
     lr: float = option(2e-3, "learning rate", above=0, most=10)
@@ -132,21 +135,24 @@ class Pocket(Experiment):
         return self.kind.tokenizer()
 
     def stages(self) -> Iterator[Stage]:
-        yield Stage("text", lambda: [self.kind.item(random.Random(i), 0.0) for i in range(8)], show=lambda items: (
-            "Pretraining text, for example\n  " + "\n  ".join(" → ".join(item) for item in items)))
+        heading = "Pretraining text, for example"
+        yield Stage("text", lambda: [self.kind.item(random.Random(i), 0.0) for i in range(8)],
+                    show=lambda items: "\n  ".join([heading, *map(" → ".join, items)]))
         yield Stage("base", self.train)
-        yield Stage("held_out", lambda: self.kind.held_out(self.folder.get("base"), self.tokenizer, self.settings.held_out),
-                    ("base",))
+        yield Stage("held_out", self.measure, ("base",))
 
     def train(self) -> T5:
         s, model = self.settings, self.kind.start(self.tokenizer, self.seed).to(self.device)
-        settings = FitSettings(lr=s.lr, batch_size=s.batch, warmup=0.02, decay=0.3, clip=1.0, optimiser=s.optimiser,
-                               precision=s.precision)
+        settings = FitSettings(lr=s.lr, batch_size=s.batch, warmup=0.02, decay=0.3, clip=1.0,
+                               optimiser=s.optimiser, precision=s.precision)
         text = PocketText(self.tokenizer, s.steps, s.batch, self.seed, self.kind.item)
-        history = fit(model, text, settings, seed=self.seed, name="base", checkpoint=self.folder.checkpoint("base"),
-                      save_every=s.save_every)
+        history = fit(model, text, settings, seed=self.seed, name="base",
+                      checkpoint=self.folder.checkpoint("base"), save_every=s.save_every)
         self.folder.note("base", losses=history)
         return model
+
+    def measure(self) -> dict[str, float]:
+        return self.kind.held_out(self.folder.get("base"), self.tokenizer, self.settings.held_out)
 
     def figures(self) -> dict[str, Any]:
         return {"metrics": self.folder.get("held_out")}
@@ -160,18 +166,22 @@ class Pocket(Experiment):
 
     @classmethod
     def table(cls, record: Record) -> str:
-        return table(["held-out items", "%"], [[TITLES.get(name, name), pm(metric)] for name, metric in record["metrics"].items()])
+        rows = [[TITLES.get(name, name), pm(metric)] for name, metric in record["metrics"].items()]
+        return table(["held-out items", "%"], rows)
 
     @classmethod
     def examine(cls, model: T5, tokenizer: TextTokenizer, settings: EvalSettings, folder: Path) -> str:
-        """`eval.py`: the same figures, of the base whose words the tokenizer has."""
-        base = next((base for base in BASES.values() if set(tokenizer.backend.get_vocab()) == set(
-            base.tokenizer().backend.get_vocab())), None)
+        """`eval.py`: the same figures for the base with the tokenizer's words."""
+        words = tokenizer.backend.get_vocab().keys()
+        base = next((b for b in BASES.values() if b.tokenizer().backend.get_vocab().keys() == words), None)
         if base is None:
-            raise ValueError(f"{folder} has not the words of a pocket base")
-        return "\n".join(f"{TITLES.get(name, name)}: {value:.1f} %" for name, value in base.held_out(model, tokenizer, 500).items())
+            raise ValueError(f"{folder} does not have the words of a pocket base")
+        percent = base.held_out(model, tokenizer, 500)
+        return "\n".join(f"{TITLES.get(name, name)}: {value:.1f} %" for name, value in percent.items())
 
 
-TITLES = {"full": "definition, examples, explanations", "without_explanations": "without explanations", "bare": "bare input"}
+TITLES = {"full": "definition, examples, explanations", "without_explanations": "without explanations",
+          "bare": "bare input"}
 BASES = {"lists": Base(pocket_tokenizer, pocket_model, list_item, held_out_accuracy, "pocket", "base"),
-         "instructions": Base(world_tokenizer, moved_base, world_item, held_out_rouge, "pocket-instructions", "instructions")}
+         "instructions": Base(world_tokenizer, transfer_base, world_item, held_out_rouge,
+                              "pocket-instructions", "instructions")}

@@ -1,7 +1,7 @@
-"""The pocket base of the experiments on instructions: a small T5, tuned on generated tasks as the paper tunes its teacher (B.1).
+"""The text of the base data/pocket-instructions: generated tasks (`tasks.py`), in place of the paper's (B.1).
 
-It reads a definition, 0 to 3 positive and 0 to 3 negative examples, explained or not, and an input, and writes the output
-(`tasks.py`). The functions of the evaluation tasks in data/instructions/test do not occur in its training.
+A prompt has a definition, 0 to 3 positive and 0 to 3 negative examples, explained or not, and an input. The
+functions of the evaluation tasks in data/instructions/test do not occur in training.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from minicd.tokenizer import TextTokenizer, word_tokenizer
 from . import tasks as world
 from .words import world_words
 
-PLACES = ("copy", "reverse", "first", "last", "second", "drop_first", "drop_last", "swap_ends", "twice", "double", "first_to_end")
+PLACES = ("copy", "reverse", "first", "last", "second", "drop_first", "drop_last", "swap_ends", "twice",
+          "double", "first_to_end")
 TASKS = ROOT / DATA
 
 
@@ -30,15 +31,15 @@ def world_tokenizer() -> TextTokenizer:
 
 @cache
 def training_pool(steps: int = 2, rules: tuple[str, ...] = ()) -> world.TaskPool:
-    """The training tasks of at most so many steps, and of these rules where some are named."""
+    """The training tasks of at most `steps` steps, only with `rules` where some are named."""
     return world.TaskPool([task for task in world.training_tasks() if len(task.steps) <= steps
                            and (not rules or task.steps[0].rule in rules)])
 
 
 def world_item(rng: random.Random, done: float) -> tuple[str, str]:
-    """Rules about places in the list first, then all rules, then two at a time; in the last half examples and raw text, too.
+    """First rules about places in the list, then all rules, then two at a time; later examples and raw text.
 
-    With all of it from the start, no copying was learnt in 2,000 steps (results/LOG.md).
+    With everything from the start, the model did not learn to copy in 2,000 steps (results/LOG.md).
     """
     if done < 0.08:
         return world.draw_item(rng, training_pool(1, PLACES), 1 + int(65 * done), most_examples=0, raw=0.0)
@@ -48,7 +49,7 @@ def world_item(rng: random.Random, done: float) -> tuple[str, str]:
 
 
 def held_out_rouge(model: T5, tokenizer: TextTokenizer, n: int) -> dict[str, float]:
-    """Mean Rouge-L over the evaluation tasks, n instances in all: whole prompt, without explanations, bare input."""
+    """Mean Rouge-L over the evaluation tasks, n instances in all, under each prompt of PROMPTS."""
     tasks = load_folder(TASKS)
     rows = rouge_by_prompt(model, tokenizer, tasks, -(-n // len(tasks)), TaskEval()).values()
     return {name: round(float(np.mean([row[name] for row in rows])), 2) for name in PROMPTS}

@@ -1,10 +1,10 @@
-"""The text of the base data/pocket: list manipulation, as (prompt, answer), and how well a model has learnt it.
+"""The text of the base data/pocket: list manipulation, as (prompt, answer), and its held-out accuracy.
 
-The text is list manipulation over random symbols, digits among them: copying, reversing, substituting, and made-up column
-operations worked out step by step. **No item adds numbers**: the made-up operations are random tables which differ from
-addition in every entry, answers that happen to be sums are drawn again, and a test scans the text for them. What the model
-brings to addition is therefore what a pretrained model would bring: how to copy, align, look up and keep a scratchpad, but
-not how to add.
+The lists hold random symbols, digits among them. Tasks are copying, reversing, substituting, and made-up
+column operations, worked out step by step. **No item adds numbers**: the made-up operations are random tables
+that differ from addition in every entry, answers that happen to be sums are drawn again, and a test scans the
+text for them. The model thus brings to addition what a pretrained model would bring: it can copy, align, look
+up and keep a scratchpad, but not add.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ DIGITS = list(string.digits)
 SYMBOLS = DIGITS + list(string.ascii_lowercase)
 SEPARATORS = list("|&;@~^")
 SCRATCHPAD = ["C:", "=>", ",", "#", "Final", "answer:"]
-OPERATIONS = [f"op{i}" for i in range(2)]  # made-up operations with a carry, always worked out step by step
+OPERATIONS = [f"op{i}" for i in range(2)]  # made-up operations with a carry, worked out step by step
 PAIRINGS = [f"pair{i}" for i in range(2)]  # made-up operations without one, answered at once
-TASKS = ["copy", "reverse", "first", "last", "rest", "most", "join", "zip", "replace", "find", "columns", "max", "min"]
+TASKS = ["copy", "reverse", "first", "last", "rest", "most", "join", "zip", "replace", "find", "columns",
+         "max", "min"]
 WORDS = [*SYMBOLS, "+", *SEPARATORS, *SCRATCHPAD, ":", "?", "(", ")", *TASKS, *OPERATIONS, *PAIRINGS,
          "step", "by", "add", "task", *[f"<extra_id_{i}>" for i in range(20)]]
 
@@ -33,7 +34,7 @@ def pocket_tokenizer() -> TextTokenizer:
 
 
 def made_up_table(name: str) -> dict[tuple[str, str, str], tuple[str, str]]:
-    """(digit, digit, carry) → (digit, carry): random, but never the entry that addition would have."""
+    """(digit, digit, carry) → (digit, carry): random, but never as in addition."""
     rng = random.Random(name)
     table = {}
     for a in range(10):
@@ -48,7 +49,7 @@ TABLES = {name: made_up_table(name) for name in OPERATIONS + PAIRINGS}
 
 
 def column_scratchpad(a: list[str], b: list[str], table) -> tuple[str, list[str]]:
-    """Work a column operation out from the last column to the first; the scratchpad and the answer."""
+    """Work out a column operation from the last column to the first: scratchpad and answer."""
     carry, steps, answer = "0", [], []
     for x, y in zip(reversed(a), reversed(b)):
         digit, new_carry = table[x, y, carry]
@@ -67,7 +68,7 @@ def unary(rng: random.Random, length: int) -> tuple[str, str]:
 
 
 def binary(rng: random.Random, length: int) -> tuple[str, str]:
-    """Two lists: joined, interleaved, the larger or smaller column by column, or a made-up pairing of digits."""
+    """Two lists: joined, interleaved, their larger or smaller items, or a made-up pairing of digits."""
     task = rng.choice(["join", "zip", "columns", "max", "min", *PAIRINGS])
     alphabet = DIGITS if task in PAIRINGS or rng.random() < 0.5 else SYMBOLS
     a, b = rng.choices(alphabet, k=length), rng.choices(alphabet, k=length)
@@ -124,7 +125,8 @@ def held_out_accuracy(model: T5, tokenizer: TextTokenizer, n: int) -> dict[str, 
     for kind in KINDS:
         rng = random.Random(f"held-out/{kind.__name__}")
         items = [kind(rng, rng.randint(1, 8)) for _ in range(n)]
-        completions = generate(model, tokenizer.encode_all([prompt for prompt, _ in items]), 90, temperature=0)
+        prompts = tokenizer.encode_all([prompt for prompt, _ in items])
+        completions = generate(model, prompts, 90, temperature=0)
         right = [exact_match(tokenizer.decode(c), answer) for c, (_, answer) in zip(completions, items)]
         result[kind.__name__] = 100 * sum(right) / n
     return result
