@@ -37,7 +37,7 @@ def helpers(jobs: int) -> Iterator[Callable[..., Future]]:
     tqdm.set_lock(lock)
     pool = ProcessPoolExecutor(jobs, context, begin, (threads, line, lock))
     try:
-        yield lambda function, *arguments: pool.submit(work, function, *arguments)
+        yield lambda function, *arguments: submit(pool, function, *arguments)
     except BrokenProcessPool:
         raise ValueError("a helper process was killed, or memory ran out; the same command goes on from the "
                          "last checkpoint; with --jobs 1 it needs less memory") from None
@@ -48,6 +48,21 @@ def helpers(jobs: int) -> Iterator[Callable[..., Future]]:
             helper.terminate()
 
 
+def submit(pool: ProcessPoolExecutor, function: Callable, *arguments: Any) -> Future:
+    """This may start a helper, for which Ctrl-C has to wait until it has begun: else it shows a traceback."""
+    hold_interrupts(True)
+    try:
+        return pool.submit(work, function, *arguments)
+    finally:
+        hold_interrupts(False)
+
+
+def hold_interrupts(hold: bool) -> None:
+    """Processes that are started meanwhile inherit it."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK if hold else signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
 def begin(threads: int, line: Any, lock: Any) -> None:
     """Prepare a helper."""
     torch.set_num_threads(threads)
@@ -56,6 +71,7 @@ def begin(threads: int, line: Any, lock: Any) -> None:
         progress.LINE, line.value = line.value, line.value + 1
     tqdm.set_lock(lock)
     signal.signal(signal.SIGINT, interrupt)
+    hold_interrupts(False)
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
