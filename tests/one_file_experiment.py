@@ -51,7 +51,7 @@ class Reverse(Experiment):
 
     def student(self) -> nn.Module:
         items: Examples = self.folder.get("practice")
-        return self.fitted(self.base, items, self.settings.fit_settings(), self.settings.epochs, "student")
+        return self.fit_copy(self.base, items, self.settings.fit_settings(), self.settings.epochs, "student")
 
     def scores(self) -> dict[str, float]:
         """Percent of unseen lists that come out reversed."""

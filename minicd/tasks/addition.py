@@ -1,7 +1,6 @@
 """Step-by-step addition distilled into direct addition (paper, section 3.3, hypothesis 6, Table 3).
 
-The teacher is asked to add step by step and writes a scratchpad; the student is asked to add and must answer at once.
-Both baselines see the same labelled questions as the teacher and no practice questions.
+The teacher writes a scratchpad, the student answers at once. Both baselines see only the labelled questions.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from ..tokenizer import TextTokenizer
 from ..training import OPTIMISERS
 from . import addition_eval, differs
 from .addition_eval import evaluate
-from .addition_questions import (SCRATCHPADS, addition_context, answer, draw_questions, longest_scratchpad, student_template,
-                                 teacher_template, test_questions)
+from .addition_questions import (SCRATCHPADS, addition_context, answer, draw_questions, longest_scratchpad,
+                                 student_template, teacher_template, test_questions)
 from .report import Record, against_paper, pm, seeds_of, table, time_line
 from .run import Experiment, Stage, one_item, seed_folder
 from .settings import DistillSettings, option
@@ -30,10 +29,11 @@ ROWS = {"teacher": "teacher, step by step", "before": "student before", "after":
         "scratchpad_then_direct": "scratchpad → direct", "scratchpad_and_direct": "scratchpad + direct",
         "after_hard": "student after, hard labels", "true_answers": "student on as many true answers",
         "token_ratio": "tokens at inference, teacher ÷ student"}
-MODELS = {"teacher": "teacher", "before": "teacher", "after": "student", "scratchpad_and_direct": "scratchpad_and_direct",
-          "scratchpad_then_direct": "scratchpad_then_direct"}  # row of the table → stage
+MODELS = {"teacher": "teacher", "before": "teacher", "after": "student",  # row of the table → stage
+          **{name: name for name in ("scratchpad_and_direct", "scratchpad_then_direct")}}
 MORE_MODELS = {"after_hard": "student_hard", "true_answers": "student_true"}
 UNTIL = ("teacher", "practice", "student", "table")
+PARTS = ("by_digits", "by_carry_run")
 
 
 def scratchpad_examples(questions: list[str], tokenizer: TextTokenizer, style: str) -> Examples:
@@ -48,27 +48,26 @@ def direct_examples(questions: list[str], tokenizer: TextTokenizer) -> Examples:
 
 @dataclass
 class AdditionSettings(DistillSettings):
-    """One seed of the experiment. The defaults are the pocket scale; the scale `paper` is the paper's own recipe."""
+    """One seed of the experiment. The defaults are the pocket scale; `paper` is the paper's recipe."""
 
     max_digits: int = option(8, "longest operands", least=1, most=18, unit="digits")
-    scratchpad: str = option("compact", "scratchpad format: compact, or nye (the paper's)", choices=SCRATCHPADS)
-    train_questions: int = option(499, "labelled, the same for the teacher and both baselines", least=1, unit="questions")
+    scratchpad: str = option("compact", "format: compact, or nye (the paper's)", choices=SCRATCHPADS)
+    train_questions: int = option(499, "labelled, for teacher and baselines alike", least=1, unit="questions")
     teacher_epochs: int = option(80, "passes of the teacher over its scratchpads", least=1)
     teacher_lr: float = option(1.5e-3, "learning rate of the teacher and of the baselines", above=0, most=10)
     teacher_batch: int = option(32, "batch size of the teacher and of the baselines", least=1)
     direct_epochs: int = option(50, "passes of the baselines over their data", least=1)
     dropout: float = option(0.1, "of the teacher and of the baselines, whose data are few", least=0, below=1)
-    floor: float = option(50.0, "stop where the teacher solves fewer of the validation questions", least=0, most=100, unit="%",
-                          free=True)
-    optimiser: str = option("muon", "adamw (the paper's), or muon for the matrices inside the layers", choices=OPTIMISERS)
-    practice_questions: int = option(60_000, "unlabelled, for the teacher to answer", least=1, unit="questions")
+    floor: float = option(50.0, "least validation accuracy to go on", least=0, most=100, unit="%", free=True)
+    optimiser: str = option("muon", "adamw (the paper's), or muon inside the layers", choices=OPTIMISERS)
+    practice_questions: int = option(60_000, "which the teacher answers", least=1, unit="questions")
     student_epochs: float = option(4.0, "passes of the student over the practice set", above=0, most=1e6)
     student_lr: float = option(2e-3, "learning rate of the student", above=0, most=10)
     student_batch: int = option(128, "batch size of the student", least=1)
     test_questions: int = option(10_000, "unseen, for the table", least=1, unit="questions")
-    all_rows: bool = option(False, "also train a student on hard labels and one on as many true answers", free=True)
-    reuse: str = option("", "take teacher and practice set from this finished run folder, to try another loss on them")
-    until: str = option("table", "stop after this stage: teacher, practice, student or table", free=True, choices=UNTIL)
+    all_rows: bool = option(False, "also train a student on hard labels and one on true answers", free=True)
+    reuse: str = option("", "finished run folder to take teacher and practice set from, for another loss")
+    until: str = option("table", "last stage: teacher, practice, student or table", free=True, choices=UNTIL)
 
 
 class Addition(Experiment):
@@ -78,13 +77,15 @@ class Addition(Experiment):
     DIFFERS = differs.ADDITION
     Settings, Eval = AdditionSettings, addition_eval.AdditionEval
     ask, examine = staticmethod(addition_eval.ask), staticmethod(addition_eval.examine)
-    PAPER = {"teacher": 93, "before": 0, "after": 95, "scratchpad_then_direct": 72, "scratchpad_and_direct": 61, "token_ratio": 8.0}
+    PAPER = {"teacher": 93, "before": 0, "after": 95,
+             "scratchpad_then_direct": 72, "scratchpad_and_direct": 61, "token_ratio": 8.0}
     SCALES = {"pocket": {}, "paper": dict(
-        scale="paper", scratchpad="nye", train_questions=499, teacher_epochs=1000, teacher_lr=3e-4, teacher_batch=8,
-        direct_epochs=1000, practice_questions=10_000, student_epochs=1.0, student_lr=3e-4, student_batch=8, warmup=0.0,
-        decay=0.0, clip=0.0, optimiser="adamw")}
-    QUICK = dict(max_digits=3, teacher_epochs=20, teacher_lr=3e-3, dropout=0.0, direct_epochs=10, practice_questions=10_000,
-                 student_epochs=8.0, student_lr=3e-3, student_batch=64, test_questions=500, floor=5.0)
+        scale="paper", scratchpad="nye", train_questions=499, teacher_epochs=1000, teacher_lr=3e-4,
+        teacher_batch=8, direct_epochs=1000, practice_questions=10_000, student_epochs=1.0, student_lr=3e-4,
+        student_batch=8, warmup=0.0, decay=0.0, clip=0.0, optimiser="adamw")}
+    QUICK = dict(max_digits=3, teacher_epochs=20, teacher_lr=3e-3, dropout=0.0, floor=5.0, direct_epochs=10,
+                 practice_questions=10_000, student_epochs=8.0, student_lr=3e-3, student_batch=64,
+                 test_questions=500)
 
     def prepare(self) -> None:
         if self.settings.reuse:
@@ -93,8 +94,9 @@ class Addition(Experiment):
     @cached_property
     def questions(self) -> dict[str, list[str]]:
         """Labelled questions of the seed: to train on, and to validate the teacher."""
-        rng, sizes = np.random.default_rng(self.seed), {"train": self.settings.train_questions, "validation": 500}
-        return {split: draw_questions(n, self.settings.max_digits, split, rng) for split, n in sizes.items()}
+        s, rng = self.settings, np.random.default_rng(self.seed)
+        return {split: draw_questions(n, s.max_digits, split, rng)
+                for split, n in (("train", s.train_questions), ("validation", 500))}
 
     @cached_property
     def context(self) -> Context:
@@ -105,7 +107,7 @@ class Addition(Experiment):
         return longest_scratchpad(self.tokenizer, self.settings.scratchpad, self.settings.max_digits) + 4
 
     def stages(self) -> Iterator[Stage]:
-        """The longest way first: teacher, practice, student. The baselines wait for less, and fill the other cores."""
+        """The longest way first: teacher, practice, student. The baselines fill the other cores."""
         until = UNTIL.index(self.settings.until)
         yield Stage("teacher", partial(self.labelled, "teacher"))
         yield Stage("teacher_validation", self.validation, ("teacher",), lambda score: (
@@ -113,25 +115,26 @@ class Addition(Experiment):
         self.check_teacher()
         if until >= UNTIL.index("practice"):
             yield from self.practice_stages()
-            yield Stage("practice_figures", self.practice_figures, ("practice",), lambda figures: figures["shown"])
+            yield Stage("practice_figures", self.practice_figures, ("practice",), lambda f: f["shown"])
         if until >= UNTIL.index("student"):
             yield Stage("student", partial(self.student, "student", self.settings.loss), ("practice",))
         if until == UNTIL.index("table"):
             for stage in MORE_MODELS.values() if self.settings.all_rows else ():
                 yield Stage(stage, partial(self.student, stage, "hard"), ("practice",))
-            yield Stage("scratchpad_and_direct", partial(self.labelled, "scratchpad_and_direct"))
-            yield Stage("scratchpad_then_direct", partial(self.labelled, "scratchpad_then_direct"), ("teacher",))
-            yield from (Stage(f"test_{row}", partial(self.test, row), (model,)) for row, model in self.models.items())
+            for stage, needs in ("scratchpad_and_direct", ()), ("scratchpad_then_direct", ("teacher",)):
+                yield Stage(stage, partial(self.labelled, stage), needs)
+            for row, model in self.models.items():
+                yield Stage(f"test_{row}", partial(self.test, row), (model,))
 
     def practice_stages(self) -> Iterator[Stage]:
         """The teacher's answers to fresh questions, with soft labels: chunk by chunk, then joined."""
         n, settings = self.settings.practice_questions, self.settings.practice_settings(self.longest)
-        how, names = (self.tokenizer, self.context, n), []
+        get, how, names = self.folder.get, (self.tokenizer, self.context, n), []
         for i in range(0 if self.folder.file("practice") else -(-n // settings.chunk)):
             names.append(f"practice.parts/chunk-{i:04d}")
-            yield Stage(names[-1], lambda i=i: practice_chunk(self.folder.get("teacher"), *how, i, settings, seed=self.seed),
-                        ("teacher_validation",))
-        yield Stage("practice", lambda: practice(self.folder.get("teacher"), *how, settings, seed=self.seed,
+            yield Stage(names[-1], lambda i=i: practice_chunk(
+                get("teacher"), *how, i, settings, seed=self.seed), ("teacher_validation",))
+        yield Stage("practice", lambda: practice(get("teacher"), *how, settings, seed=self.seed,
                                                  folder=self.folder.path / "practice.parts"), tuple(names))
 
     @property
@@ -139,78 +142,84 @@ class Addition(Experiment):
         return MODELS | (MORE_MODELS if self.settings.all_rows else {})
 
     def labelled(self, stage: str) -> nn.Module:
-        """A model of the labelled questions: on their scratchpads; then on direct answers; or on both, told apart by the prompt."""
+        """Train on the labelled questions: on scratchpads, then on direct answers, or on both at once."""
         s, questions = self.settings, self.questions["train"]
-        scratchpads, direct = scratchpad_examples(questions, self.tokenizer, s.scratchpad), direct_examples(questions, self.tokenizer)
+        scratchpads = scratchpad_examples(questions, self.tokenizer, s.scratchpad)
+        direct = direct_examples(questions, self.tokenizer)
         start = self.folder.get("teacher") if stage == "scratchpad_then_direct" else self.base
         examples = {"teacher": scratchpads, "scratchpad_then_direct": direct,
                     "scratchpad_and_direct": Examples.join([scratchpads, direct])}[stage]
         settings = s.fit_settings(lr=s.teacher_lr, batch_size=s.teacher_batch, loss="hard")
-        return self.fitted(start, examples, settings, s.teacher_epochs if stage == "teacher" else s.direct_epochs, stage)
+        epochs = s.teacher_epochs if stage == "teacher" else s.direct_epochs
+        return self.fit_copy(start, examples, settings, epochs, stage)
 
     def validation(self) -> dict[str, Any]:
-        return evaluate(self.folder.get("teacher"), self.tokenizer, self.questions["validation"], True, self.longest,
-                        "check teacher", self.settings.precision)
+        return evaluate(self.folder.get("teacher"), self.tokenizer, self.questions["validation"], True,
+                        self.longest, "check teacher", self.settings.precision)
 
     def check_teacher(self) -> None:
         """Raises ValueError for a teacher that is not worth distilling."""
-        if self.folder.file("teacher_validation"):
-            accuracy, floor = self.folder.get("teacher_validation")["accuracy"], self.settings.floor
-            if accuracy < floor:
-                raise ValueError(f"the teacher solves {accuracy:.1f} % of the validation questions, below the floor of {floor} %: "
-                                 "train it longer (--teacher-epochs), or lower --floor")
+        known, floor = self.folder.file("teacher_validation"), self.settings.floor
+        if known and (accuracy := self.folder.get("teacher_validation")["accuracy"]) < floor:
+            raise ValueError(f"the teacher solves {accuracy:.1f} % of the validation questions, below the "
+                             f"floor of {floor} %: train it longer (--teacher-epochs), or lower --floor")
 
     def practice_figures(self) -> dict[str, Any]:
-        """Percent of the practice questions dropped for want of an answer, and of the teacher's answers that are true."""
-        items, asked, teacher = self.folder.get("practice"), self.settings.practice_questions, self.folder.get("teacher")
+        """Percent of the practice questions without an answer, and of the teacher's answers that are true."""
+        items, asked = self.folder.get("practice"), self.settings.practice_questions
         truth, settings = self.true_answers(items).answers, self.settings.practice_settings(self.longest)
         true = 100 * sum(items.answers[i] == truth[i] for i in range(len(items))) / len(items)
         dropped = 100 * (asked - len(items)) / asked
+        item = one_item(self.context, self.tokenizer, self.folder.get("teacher"), settings, self.seed)
         return {"practice_dropped": dropped, "practice_true": true, "shown": (
-            f"{one_item(self.context, self.tokenizer, teacher, settings, self.seed)}\npractice set: {len(items)} questions, "
-            f"{dropped:.2f} % dropped without an answer, {true:.2f} % of the answers true\n")}
+            f"{item}\npractice set: {len(items)} questions, {dropped:.2f} % dropped without an answer, "
+            f"{true:.2f} % of the answers true\n")}
 
     def true_answers(self, items: Examples) -> Examples:
-        """The student's questions with true answers in place of the teacher's: what perfect labels would give."""
+        """The same questions with true answers in place of the teacher's."""
         return direct_examples([items.input(i) for i in range(len(items))], self.tokenizer)
 
     def student(self, stage: str, loss: str) -> nn.Module:
         """The teacher's own weights, fine-tuned to answer at once."""
         s, items = self.settings, self.folder.get("practice")
+        items = self.true_answers(items) if stage == "student_true" else items
         settings = s.fit_settings(lr=s.student_lr, batch_size=s.student_batch, loss=loss, dropout=0.0)
-        return self.fitted(self.folder.get("teacher"), self.true_answers(items) if stage == "student_true" else items, settings,
-                           s.student_epochs, stage)
+        return self.fit_copy(self.folder.get("teacher"), items, settings, s.student_epochs, stage)
 
     def test(self, row: str) -> dict[str, Any]:
         """A row of the table, on the unseen questions that all rows have."""
         questions = test_questions(self.settings.test_questions, self.settings.max_digits)
         longest = self.longest if row == "teacher" else 2 * self.settings.max_digits + 4
-        return evaluate(self.folder.get(self.models[row]), self.tokenizer, questions, row == "teacher", longest, f"test {row}",
-                        self.settings.precision)
+        return evaluate(self.folder.get(self.models[row]), self.tokenizer, questions, row == "teacher",
+                        longest, f"test {row}", self.settings.precision)
 
     def figures(self) -> dict[str, Any] | None:
         if self.settings.until != "table":
             return None
-        scores, practised = {row: self.folder.get(f"test_{row}") for row in self.models}, self.folder.get("practice_figures")
-        metrics = {row: score["accuracy"] for row, score in scores.items()}
+        scores = {row: self.folder.get(f"test_{row}") for row in ROWS if row in self.models}
+        metrics = {row: scores[row]["accuracy"] for row in self.models}
         metrics["token_ratio"] = scores["teacher"]["tokens"] / scores["after"]["tokens"]
-        return {"metrics": metrics | {name: practised[name] for name in ("practice_true", "practice_dropped")},
-                **{part: {row: scores[row][part] for row in ROWS if row in scores} for part in ("by_digits", "by_carry_run")}}
+        practised = self.folder.get("practice_figures")
+        metrics |= {name: practised[name] for name in ("practice_true", "practice_dropped")}
+        return {"metrics": metrics} | {part: {row: s[part] for row, s in scores.items()} for part in PARTS}
 
     @classmethod
     def table(cls, record: Record) -> str:
         """Table 3 beside the paper's, then accuracy by digits and by carry run."""
-        metrics, parts = record["metrics"], []
-        for part in ("by_digits", "by_carry_run"):
-            rows, keys = record[part], list(record[part]["teacher"])
-            parts.append(table([part.replace("_", " "), *keys], [[ROWS[row], *(f"{rows[row][key]:.1f}" for key in keys)] for row in rows]))
+        true, dropped = (pm(record["metrics"][f"practice_{name}"]) for name in ("true", "dropped"))
+        digits, parts = record["settings"]["max_digits"], []
+        for part in PARTS:
+            keys = list(record[part]["teacher"])
+            rows = [[ROWS[row], *(f"{own[key]:.1f}" for key in keys)] for row, own in record[part].items()]
+            parts.append(table([part.replace("_", " "), *keys], rows))
         return "\n\n".join([
-            f"Exact match on unseen additions of up to {record['settings']['max_digits']} digits, %, {seeds_of(record)}",
+            f"Exact match on unseen additions of up to {digits} digits, %, {seeds_of(record)}",
             against_paper(record, ROWS),
-            f"Of the teacher's practice answers {pm(metrics['practice_true'])} % are true; {pm(metrics['practice_dropped'])} % of "
-            "the questions were dropped, since no answer could be extracted.", *parts])
+            f"Of the teacher's practice answers {true} % are true; {dropped} % of the questions were "
+            "dropped, since no answer could be extracted.", *parts])
 
     @classmethod
     def headline(cls, record: Record) -> str:
         """README shows Table 3 itself."""
-        return f"{against_paper(record, ROWS)}\n\n({seeds_of(record)}, {time_line(record)}, commit {record['commit']}.)"
+        run = f"{seeds_of(record)}, {time_line(record)}, commit {record['commit']}"
+        return f"{against_paper(record, ROWS)}\n\n({run}.)"

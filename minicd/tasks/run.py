@@ -1,8 +1,8 @@
-"""The frame of all experiments: settings → run folders → stages, side by side where they can be → record → table.
+"""The frame of all experiments: settings → run folders → stages, several at a time → record → table.
 
-An experiment is one file with a subclass of `Experiment`. It names its settings, yields the stages of one seed, says which
-figures they give, and shows a record as a table. Everything else is here: what is finished is not done again, what was
-interrupted goes on, seeds and stages that do not wait for each other share the cores.
+An experiment is one file with a subclass of `Experiment`. It names its settings, yields the stages of one seed,
+says which figures they give, and shows a record as a table. The frame does the rest: it skips finished stages,
+resumes interrupted ones, and lets seeds and independent stages share the cores.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from .settings import EvalSettings, RunSettings, differences
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the work whose result stays in the run folder under its name."""
+    """A part of the work. Its result stays in the run folder under its name."""
 
     name: str
     make: Callable[[], Any]  # → a model, Examples, or what JSON can hold
-    needs: tuple[str, ...] = ()  # stages that have to be finished before
+    needs: tuple[str, ...] = ()  # stages that have to finish first
     show: Callable[[Any], str] | None = None  # the finished value → a line for the person who waits
 
 
@@ -61,11 +61,11 @@ class Experiment:
     DIFFERS: ClassVar[str] = ""  # Markdown: what differs from the paper
 
     def stages(self) -> Iterable[Stage]:
-        """The stages in order of urgency. Asked again after each has finished: what is yielded may depend on values so far."""
+        """The stages, the most urgent first. Called again after each: later stages may depend on earlier values."""
         raise NotImplementedError
 
     def figures(self) -> dict[str, Any] | None:
-        """{"metrics": {name: number}, …} of this seed, from finished stages; None where the settings end the run before them."""
+        """{"metrics": {name: number}, …} of this seed. None where the settings end the run before the last stage."""
         raise NotImplementedError
 
     @classmethod
@@ -95,7 +95,7 @@ class Experiment:
 
     @classmethod
     def plot(cls, record: dict[str, Any], path: Path) -> bool:
-        """Draw the record, where there is something to draw and matplotlib is installed. Whether it was done."""
+        """Draw the record, if there is something to draw and matplotlib is installed. Returns whether it did."""
         return False
 
     # --- what the stages of a subclass use ---
@@ -115,12 +115,14 @@ class Experiment:
     def tokenizer(self) -> TextTokenizer:
         return self.loaded[1]
 
-    def generate(self, model: nn.Module, texts: list[str], max_new_tokens: int, **how: Any) -> list[list[int]]:
+    def generate(self, model: nn.Module, texts: list[str], longest: int, **how: Any) -> list[list[int]]:
         """Completions of these prompts as token ids, in the precision of the settings."""
-        return generate(model, self.tokenizer.encode_all(texts), max_new_tokens, precision=self.settings.precision, **how)
+        prompts = self.tokenizer.encode_all(texts)
+        return generate(model, prompts, longest, precision=self.settings.precision, **how)
 
-    def fitted(self, start: nn.Module, examples: Examples, settings: FitSettings, epochs: float, stage: str) -> nn.Module:
-        """A copy of `start`, trained on the examples; its losses are noted."""
+    def fit_copy(self, start: nn.Module, examples: Examples, settings: FitSettings, epochs: float,
+                 stage: str) -> nn.Module:
+        """Train a copy of `start` on the examples, and note its losses."""
         model = deepcopy(start)
         history = distill(model, examples, settings, epochs=epochs, seed=self.seed, name=stage,
                           checkpoint=self.folder.checkpoint(stage), save_every=self.settings.save_every)
@@ -153,7 +155,7 @@ class Experiment:
 
 
 def make_all(experiments: list[Experiment], jobs: int) -> None:
-    """Make every stage of every seed that is not finished yet, `jobs` of them at a time."""
+    """Make the unfinished stages of all seeds, `jobs` at a time."""
     for experiment in experiments:
         for stage in experiment.stages():
             if experiment.folder.file(stage.name):
@@ -161,22 +163,23 @@ def make_all(experiments: list[Experiment], jobs: int) -> None:
     if jobs > 1:
         side_by_side(experiments, jobs)
         return
-    while work := next(((experiment, stage) for experiment in experiments for stage in experiment.waiting()), None):
+    while work := next(((e, s) for e in experiments for s in e.waiting()), None):
         experiment, stage = work
         experiment.make(stage)
         experiment.tell(stage)
 
 
 def side_by_side(experiments: list[Experiment], jobs: int) -> None:
-    """Helpers make the stages and leave them in the run folder; this process only says who makes what."""
+    """Helpers make the stages and write them into the run folder. This process only says who makes what."""
     running: dict[Any, tuple[Experiment, Stage]] = {}
     with helpers(jobs) as submit:
         while True:
-            for experiment, stage in [(e, s) for e in experiments for s in e.waiting()]:
-                if len(running) < jobs and (experiment, stage.name) not in [(e, s.name) for e, s in running.values()]:
-                    name = f"seed {experiment.seed} " if len(experiments) > 1 else ""
-                    running[submit(make_in_helper, type(experiment), experiment.settings, experiment.seed, experiment.folder.path,
-                                   experiment.device, stage.name, name)] = experiment, stage
+            for e, stage in [(e, s) for e in experiments for s in e.waiting()]:
+                if len(running) < jobs and (e, stage.name) not in [(e, s.name) for e, s in running.values()]:
+                    name = f"seed {e.seed} " if len(experiments) > 1 else ""
+                    future = submit(make_in_helper, type(e), e.settings, e.seed, e.folder.path, e.device,
+                                    stage.name, name)
+                    running[future] = e, stage
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -188,25 +191,27 @@ def side_by_side(experiments: list[Experiment], jobs: int) -> None:
 IN_HELPER: dict[Path, Experiment] = {}  # so that a helper loads the base once
 
 
-def make_in_helper(kind: type[Experiment], settings: Any, seed: int, path: Path, device: torch.device, stage: str, name: str) -> None:
+def make_in_helper(kind: type[Experiment], settings: Any, seed: int, path: Path, device: torch.device, stage: str,
+                   name: str) -> None:
     experiment = IN_HELPER.setdefault(path, kind(settings, seed, RunFolder(path, device)))
     progress.NAME = name
     experiment.make(next(s for s in experiment.stages() if s.name == stage))
 
 
 def seed_folder(out: Path, seed: int) -> Path:
-    """Seed 0 has the run folder itself, the others folders inside it."""
+    """Seed 0 has the run folder itself, the other seeds have folders inside it."""
     return out if seed == 0 else out / f"seed-{seed}"
 
 
-def train(task: str, kind: type[Experiment], settings: Any, seeds: list[int], out: Path, device: torch.device, *, jobs: int = 1,
-          quick: bool = False, publish: bool = False) -> None:
+def train(task: str, kind: type[Experiment], settings: Any, seeds: list[int], out: Path, device: torch.device, *,
+          jobs: int = 1, quick: bool = False, publish: bool = False) -> None:
     """`train.py`: all stages of all seeds, then the record and its table."""
     commit(), keep_memory()
     experiments = [kind(settings, seed, RunFolder(seed_folder(out, seed), device)) for seed in seeds]
     changed = differences(settings, kind.SCALES[settings.scale], kind.QUICK if quick else {})
-    print(f"{kind.TITLE}\n{settings.scale} scale{', quick' * quick}, seeds {' '.join(map(str, seeds))}, in {out}, on {device}, "
-          f"{jobs} stage{'s' * (jobs > 1)} at a time\n" + (f"differs from the defaults: {' '.join(changed)}\n" if changed else ""))
+    print(f"{kind.TITLE}\n{settings.scale} scale{', quick' * quick}, seeds {' '.join(map(str, seeds))}, in {out}, "
+          f"on {device}, {jobs} stage{'s' * (jobs > 1)} at a time\n"
+          + (f"differs from the defaults: {' '.join(changed)}\n" if changed else ""))
     for experiment in experiments:
         experiment.folder.claim(settings)
         experiment.prepare()
@@ -227,7 +232,7 @@ def train(task: str, kind: type[Experiment], settings: Any, seeds: list[int], ou
 
 @contextmanager
 def wall_time(out: Path) -> Iterator[None]:
-    """Add the minutes spent inside to those in wall.json, also when they end in an interruption."""
+    """Add the minutes spent inside to those in wall.json, even when interrupted."""
     file = out / "wall.json"
     before, start = read_json(file) if file.exists() else 0.0, time.monotonic()
     try:
@@ -237,7 +242,7 @@ def wall_time(out: Path) -> Iterator[None]:
 
 
 def publish_record(kind: type[Experiment], record: dict[str, Any], out: Path, publish: bool) -> None:
-    """Record and plot into the run folder, and into results/ where that is asked for."""
+    """Write record and plot into the run folder, and with `publish` into results/ too."""
     name = f"{record['task']}-{record['scale']}"
     for folder, file in [(out, "record.json")] + [(ROOT / "results", f"{name}.json")] * publish:
         atomic_json(folder / file, record)
@@ -248,25 +253,27 @@ def publish_record(kind: type[Experiment], record: dict[str, Any], out: Path, pu
 # --- one item, whole ---
 
 
-def one_item(context: Context, tokenizer: TextTokenizer, teacher: nn.Module, settings: PracticeSettings, seed: int) -> str:
+def one_item(context: Context, tokenizer: TextTokenizer, teacher: nn.Module, settings: PracticeSettings,
+             seed: int) -> str:
     """What the teacher sees and says, what f keeps of it, what the student sees, and the first soft label."""
-    rng, generator = np.random.default_rng((seed, 5)), torch.Generator(next(teacher.parameters()).device).manual_seed(seed)
-    x = context.inputs(1, rng)[0]
+    generator = torch.Generator(next(teacher.parameters()).device).manual_seed(seed)
+    x = context.inputs(1, np.random.default_rng((seed, 5)))[0]
     prompt = tokenizer.encode(context.teachers[0](x))
-    completion = generate(teacher, [prompt], settings.max_new_tokens, settings.temperature, generator=generator,
-                          precision=settings.precision)[0]
+    completion = generate(teacher, [prompt], settings.max_new_tokens, settings.temperature,
+                          generator=generator, precision=settings.precision)[0]
     found = absolute_slice(completion, context.extract(completion))
     parts = {"teacher prompt": context.teachers[0](x), "completion": tokenizer.decode(completion),
-             "extracted answer": tokenizer.decode(completion[found]) if found else "(none)", "student prompt": context.student(x)}
+             "extracted answer": tokenizer.decode(completion[found]) if found else "(none)",
+             "student prompt": context.student(x)}
     if found and completion[found]:
         logits = ensemble_logits(teacher, [[prompt]], [completion], [found], settings.precision)[0][:1]
-        parts["its first label"] = shown_label(tokenizer, soft_labels(logits, settings, generator))
+        parts["its first label"] = label_text(tokenizer, soft_labels(logits, settings, generator))
     return "\n".join(["", "One practice item", *(f"  {title:18}" + text.replace("\n", "\n" + 20 * " ")
                                                 for title, text in parts.items()), ""])
 
 
-def shown_label(tokenizer: TextTokenizer, labels: SoftLabels) -> str:
-    """The first label's likeliest tokens, with their share."""
+def label_text(tokenizer: TextTokenizer, labels: SoftLabels) -> str:
+    """The likeliest tokens of the first label, with their shares."""
     weights = labels.weights[: int(labels.ids.starts[1])]
     shares = (weights / (1 if weights.is_floating_point() else weights.sum())).tolist()
     ranked = sorted(zip(shares, tokenizer.pieces(labels.ids[0])), reverse=True)
