@@ -1,8 +1,7 @@
 """Explanations are internalised where they help (hypothesis 2; paper, section 3.1 and Figure 5).
 
-T_t is a task's definition with examples and their explanations, T_s the same without explanations, f the identity,
-and D the task's own inputs beyond the test instances. For each task: how much explanations help in the prompt
-(in-context margin), against how much distilling them helps (distillation margin).
+T_t has a task's definition, examples and explanations, T_s no explanations, D the task's own inputs. How much
+do explanations help in the prompt (in-context margin), and how much when distilled (distillation margin)?
 """
 
 from __future__ import annotations
@@ -45,10 +44,9 @@ class Explanations(Instructions):
     @cached_property
     def chosen(self) -> list[NITask]:
         """So many tasks, spread over all kinds of them."""
-        if len(self.tasks) < self.settings.tasks:
-            raise ValueError(f"--tasks {self.settings.tasks}: there are only {len(self.tasks)} tasks")
-        every = len(self.tasks) / self.settings.tasks
-        return [self.tasks[int(i * every)] for i in range(self.settings.tasks)]
+        if len(self.tasks) < (n := self.settings.tasks):
+            raise ValueError(f"--tasks {n}: there are only {len(self.tasks)} tasks")
+        return [self.tasks[int(i * (len(self.tasks) / n))] for i in range(n)]
 
     stages = Instructions.task_stages  # no choice by margins
 
@@ -63,25 +61,28 @@ class Explanations(Instructions):
 
     @classmethod
     def complete(cls, record: Record) -> Record:
-        """With the correlation of the margins' means over the seeds."""
+        """Adds the correlation of the mean margins over the seeds."""
         r, p = correlation(record["points"].values())
-        kept = sum(y for _, y in record["points"].values()) / (sum(x for x, _ in record["points"].values()) or 1)
-        return record | {"mean_margins": {"correlation": round(r, 3), "p_value": p, "share_kept": round(kept, 3)}}
+        prompt, distilled = map(sum, zip(*record["points"].values()))
+        kept = round(distilled / (prompt or 1), 3)
+        return record | {"mean_margins": {"correlation": round(r, 3), "p_value": p, "share_kept": kept}}
 
     @classmethod
     def plot(cls, record: Record, path: Path) -> bool:
         title = f"{seeds_of(record)}: r = {record['mean_margins']['correlation']:.2f}"
-        return scatter(record["points"], path, title, "in-context margin (Rouge-L)", "distillation margin (Rouge-L)")
+        return scatter(record["points"], path, title,
+                       "in-context margin (Rouge-L)", "distillation margin (Rouge-L)")
 
     @classmethod
     def table(cls, record: Record) -> str:
-        mean, points = record["mean_margins"], record["points"]
-        rows = [[task, f"{x:.1f}", f"{y:.1f}"] for task, (x, y) in points.items()]
-        return (f"Correlation of in-context and distillation margin over {len(points)} tasks, {seeds_of(record)}, margins "
-                f"averaged over the seeds: r = {mean['correlation']:.2f}, p ≤ {mean['p_value']:.5f} (one-sided, by "
-                f"permutation); each seed by itself: r = {pm(record['metrics']['correlation'], 2)}\n\n"
+        mean, each = record["mean_margins"], pm(record["metrics"]["correlation"], 2)
+        rows = [[task, f"{x:.1f}", f"{y:.1f}"] for task, (x, y) in record["points"].items()]
+        return (f"Correlation of in-context and distillation margin over {len(rows)} tasks, "
+                f"{seeds_of(record)}, margins averaged over the seeds: r = {mean['correlation']:.2f}, "
+                f"p ≤ {mean['p_value']:.5f} (one-sided, by permutation); each seed by itself: r = {each}\n\n"
                 + table(["task", "in-context margin", "distillation margin"], rows))
 
     @classmethod
     def headline(cls, record: Record) -> str:
-        return f"margins in the prompt and after distilling correlate over {len(record['points'])} tasks: r = {record['mean_margins']['correlation']:.2f}"
+        n, r = len(record["points"]), record["mean_margins"]["correlation"]
+        return f"margins in the prompt and after distilling correlate over {n} tasks: r = {r:.2f}"

@@ -1,4 +1,4 @@
-"""What the experiments on instructions share: their settings, and stages on task files (paper, section 3.1)."""
+"""What the experiments on instructions share: settings, and stages on task files (paper, section 3.1)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .natural_instructions import Instance, NITask, load_folder
 from .run import Experiment, Stage, one_item
 from .settings import DistillSettings, option
 
-PAPER_SCALE = dict(scale="paper", practice_inputs=4096, epochs=1.0, lr=1e-5, batch_size=16, warmup=0.0, decay=0.0, clip=0.0,
-                   max_new_tokens=128)
+PAPER_SCALE = dict(scale="paper", practice_inputs=4096, epochs=1.0, lr=1e-5, batch_size=16,
+                   warmup=0.0, decay=0.0, clip=0.0, max_new_tokens=128)
 
 
 @dataclass
@@ -37,8 +37,8 @@ class TaskSettings(DistillSettings):
     on_policy: bool = option(False, "the student writes the answers, the teacher labels them")
 
     def rounds(self) -> RoundSettings:
-        return RoundSettings(self.practice_settings(self.max_new_tokens), self.fit_settings(), self.practice_inputs, self.epochs,
-                             self.on_policy)
+        return RoundSettings(self.practice_settings(self.max_new_tokens), self.fit_settings(),
+                             self.practice_inputs, self.epochs, self.on_policy)
 
 
 class TaskExperiment(Experiment):
@@ -53,16 +53,19 @@ class TaskExperiment(Experiment):
 
     def example(self, context: Callable[[], Context]) -> Stage:
         """One practice item, shown whole."""
-        practice = self.settings.rounds().practice
-        return Stage("example", lambda: one_item(context(), self.tokenizer, self.base, practice, self.seed), show=str)
+        settings = self.settings.rounds().practice
+        return Stage("example", lambda: one_item(context(), self.tokenizer, self.base, settings, self.seed),
+                     show=str)
 
-    def score(self, model: nn.Module, template: Template, instances: list[Instance], name: str = "") -> dict[str, float]:
+    def score(self, model: nn.Module, template: Template, instances: list[Instance],
+              name: str = "") -> dict[str, float]:
         return instruction_eval.score(model, self.tokenizer, template, instances, self.settings, name)
 
     def accuracy(self, model: nn.Module, template: Template, task: NITask) -> float:
         return instruction_eval.accuracy(model, self.tokenizer, template, task, self.settings)
 
-    def distilled(self, name: str, schedule: list[list[Context]], seed: int, recursive: bool = False) -> nn.Module:
-        """The student after these rounds; a longer schedule of the same name goes on from a shorter one."""
-        return rounds(self.base, self.tokenizer, schedule, self.settings.rounds(), recursive=recursive, seed=seed,
-                      folder=self.folder.path / name, name=name)
+    def distill_rounds(self, name: str, schedule: list[list[Context]], seed: int,
+                       recursive: bool = False) -> nn.Module:
+        """The student after these rounds. A longer schedule of the same name goes on from a shorter one."""
+        return rounds(self.base, self.tokenizer, schedule, self.settings.rounds(), recursive=recursive,
+                      seed=seed, folder=self.folder.path / name, name=name)

@@ -1,8 +1,8 @@
 """Instructions are internalised (hypothesis 1; paper, section 3.1).
 
-T_t is a task's definition with 2 positive and 2 negative examples and their explanations, T_s the bare input, f
-the identity, and D the model itself, few-shot prompted for more inputs. Each task is distilled by itself; the
-score is Rouge-L over the first 100 instances of a task, which Natural Instructions keeps for tests.
+T_t is a task's definition with 2 positive and 2 negative examples and their explanations; T_s is the bare
+input, f the identity. D is the model itself, with a few-shot prompt for more inputs. Each task has its own
+student. The score is Rouge-L over a task's first 100 instances, which Natural Instructions keeps for tests.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from .report import Record, against_paper, pm, seeds_of, table
 from .run import Stage
 from .settings import option
 
-ROWS = {"teacher": "teacher, instruction in the prompt", "before": "student before", "after": "**student after**",
-        "token_ratio": "tokens at inference, teacher ÷ student"}
+ROWS = {"teacher": "teacher, instruction in the prompt", "before": "student before",
+        "after": "**student after**", "token_ratio": "tokens at inference, teacher ÷ student"}
 
 
 def chosen_tasks(tasks: list[NITask], margins: list[float], n: int) -> list[NITask]:
-    """Half of them those with the largest margins, half those with margins nearest to 0 (paper, section 3.1)."""
+    """Half with the largest margins, half with margins nearest to 0 (paper, section 3.1)."""
     if len(tasks) < n:
         raise ValueError(f"{n} tasks are asked for, but there are only {len(tasks)}")
     order = sorted(range(len(tasks)), key=lambda i: -margins[i])
@@ -42,8 +42,7 @@ def chosen_tasks(tasks: list[NITask], margins: list[float], n: int) -> list[NITa
 class InstructionSettings(TaskSettings):
     """One seed of the experiment."""
 
-    tasks: int = option(10, "half of them those which explanations help most, half those which they help least", least=1,
-                        unit="tasks")
+    tasks: int = option(10, "one half is helped most by explanations, the other least", least=1, unit="tasks")
     shots: int = option(4, "shown to the model that is asked for more", least=1, unit="example inputs")
 
 
@@ -58,7 +57,7 @@ class Instructions(TaskExperiment):
     PAPER = {"teacher": 43.4, "before": 9.0, "after": 34.7, "token_ratio": 11.1}
 
     def stages(self) -> Iterator[Stage]:
-        """Which tasks there are is known once the margins are."""
+        """The margins choose the tasks."""
         yield Stage("margins", self.margins)
         if self.folder.file("margins"):
             yield from self.task_stages()
@@ -67,34 +66,36 @@ class Instructions(TaskExperiment):
         yield self.example(lambda: self.context(self.chosen[0]))
         for task in self.chosen:
             yield Stage(f"{task.name}/student", partial(self.student, task))
-            yield Stage(f"score-{task.name}", partial(self.scores, task), (f"{task.name}/student",), lambda s, task=task: (
-                f"{task.name}: teacher {s['teacher']:.1f}, before {s['before']:.1f}, after {s['after']:.1f}"))
+            yield Stage(f"score-{task.name}", partial(self.scores, task), (f"{task.name}/student",),
+                        lambda s, name=task.name: f"{name}: " + ", ".join(
+                            f"{row} {s[row]:.1f}" for row in ("teacher", "before", "after")))
 
     @cached_property
     def chosen(self) -> list[NITask]:
         return chosen_tasks(self.tasks, self.folder.get("margins"), self.settings.tasks)
 
     def margins(self) -> list[float]:
-        """By how much explanations help the teacher on each task, in Rouge-L, on instances that are not the tests'."""
+        """By how much explanations raise the teacher's Rouge-L on each task, outside the test instances."""
         margins = []
         for task in self.tasks:
             instances = task.instances[TEST : TEST + 50]
             if not instances:
-                raise ValueError(f"task {task.name} has only {len(task.instances)} instances, of which {TEST} are for tests")
+                raise ValueError(f"task {task.name} has only {len(task.instances)} instances, "
+                                 f"of which {TEST} are for tests")
             full, less = (self.score(self.base, template(task), instances, f"margin of {task.name}")["rouge"]
                           for template in (with_explanations, without_explanations))
             margins.append(full - less)
         return margins
 
     def context(self, task: NITask) -> Context:
-        examples = [example.input for example in [*task.positives, *task.negatives]]
+        s, given = self.settings, [example.input for example in [*task.positives, *task.negatives]]
         tests = {instance.input for instance in task.instances[:TEST]}
-        inputs = few_shot_inputs(self.base, self.tokenizer, examples, self.settings.shots, self.settings.max_new_tokens, tests,
-                                 self.settings.precision)
-        return Context(inputs, with_explanations(task), bare, identity)
+        new = few_shot_inputs(self.base, self.tokenizer, given, s.shots, s.max_new_tokens, tests, s.precision)
+        return Context(new, with_explanations(task), bare, identity)
 
     def student(self, task: NITask) -> nn.Module:
-        return self.distilled(task.name, [[self.context(task)]], combine_seeds((self.seed, self.tasks.index(task))))
+        seed = combine_seeds((self.seed, self.tasks.index(task)))
+        return self.distill_rounds(task.name, [[self.context(task)]], seed)
 
     def scores(self, task: NITask) -> dict[str, float]:
         """Teacher, student before and after, and the ratio of tokens."""
@@ -107,16 +108,19 @@ class Instructions(TaskExperiment):
 
     def figures(self) -> dict[str, Any]:
         by_task = {task.name: self.folder.get(f"score-{task.name}") for task in self.chosen}
-        return {"metrics": {row: float(np.mean([task[row] for task in by_task.values()])) for row in ROWS}, "by_task": by_task}
+        metrics = {row: float(np.mean([task[row] for task in by_task.values()])) for row in ROWS}
+        return {"metrics": metrics, "by_task": by_task}
 
     @classmethod
     def table(cls, record: Record) -> str:
         """Beside the paper's figures, then task by task."""
         rows = [[task, *(f"{row[name]:.1f}" for name in ROWS)] for task, row in record["by_task"].items()]
-        return "\n\n".join([f"Rouge-L, mean of {len(rows)} tasks, {seeds_of(record)}", against_paper(record, ROWS),
+        return "\n\n".join([f"Rouge-L, mean of {len(rows)} tasks, {seeds_of(record)}",
+                            against_paper(record, ROWS),
                             table(["task", "teacher", "before", "after", "tokens ÷"], rows)])
 
     @classmethod
     def headline(cls, record: Record) -> str:
         after, teacher, before = (pm(record["metrics"][name]) for name in ("after", "teacher", "before"))
-        return f"Rouge-L {after} on the bare input, {teacher} with the instruction, {before} before (paper: 34.7, 43.4, 9.0)"
+        return (f"Rouge-L {after} on the bare input, {teacher} with the instruction, {before} before "
+                "(paper: 34.7, 43.4, 9.0)")

@@ -1,8 +1,8 @@
 """The frame of all experiments: settings → run folders → stages, several at a time → record → table.
 
-An experiment is one file with a subclass of `Experiment`. It names its settings, yields the stages of one seed,
-says which figures they give, and shows a record as a table. The frame does the rest: it skips finished stages,
-resumes interrupted ones, and lets seeds and independent stages share the cores.
+An experiment is one file with a subclass of `Experiment`. It names its settings, yields the stages of one
+seed, says which figures they give, and shows a record as a table. The frame does the rest: it skips finished
+stages, resumes interrupted ones, and lets seeds and independent stages share the cores.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ class Experiment:
     DIFFERS: ClassVar[str] = ""  # Markdown: what differs from the paper
 
     def stages(self) -> Iterable[Stage]:
-        """The stages, the most urgent first. Called again after each: later stages may depend on earlier values."""
+        """The stages, most urgent first. Called again after each: later ones may depend on earlier values."""
         raise NotImplementedError
 
     def figures(self) -> dict[str, Any] | None:
-        """{"metrics": {name: number}, …} of this seed. None where the settings end the run before the last stage."""
+        """{"metrics": {name: number}, …} of this seed; None where the settings end the run too early."""
         raise NotImplementedError
 
     @classmethod
@@ -95,7 +95,7 @@ class Experiment:
 
     @classmethod
     def plot(cls, record: dict[str, Any], path: Path) -> bool:
-        """Draw the record, if there is something to draw and matplotlib is installed. Returns whether it did."""
+        """Draw the record, if there is something to draw and matplotlib is installed. Whether it did."""
         return False
 
     # --- what the stages of a subclass use ---
@@ -191,8 +191,8 @@ def side_by_side(experiments: list[Experiment], jobs: int) -> None:
 IN_HELPER: dict[Path, Experiment] = {}  # so that a helper loads the base once
 
 
-def make_in_helper(kind: type[Experiment], settings: Any, seed: int, path: Path, device: torch.device, stage: str,
-                   name: str) -> None:
+def make_in_helper(kind: type[Experiment], settings: Any, seed: int, path: Path, device: torch.device,
+                   stage: str, name: str) -> None:
     experiment = IN_HELPER.setdefault(path, kind(settings, seed, RunFolder(path, device)))
     progress.NAME = name
     experiment.make(next(s for s in experiment.stages() if s.name == stage))
@@ -203,14 +203,14 @@ def seed_folder(out: Path, seed: int) -> Path:
     return out if seed == 0 else out / f"seed-{seed}"
 
 
-def train(task: str, kind: type[Experiment], settings: Any, seeds: list[int], out: Path, device: torch.device, *,
-          jobs: int = 1, quick: bool = False, publish: bool = False) -> None:
+def train(task: str, kind: type[Experiment], settings: Any, seeds: list[int], out: Path, device: torch.device,
+          *, jobs: int = 1, quick: bool = False, publish: bool = False) -> None:
     """`train.py`: all stages of all seeds, then the record and its table."""
     commit(), keep_memory()
     experiments = [kind(settings, seed, RunFolder(seed_folder(out, seed), device)) for seed in seeds]
     changed = differences(settings, kind.SCALES[settings.scale], kind.QUICK if quick else {})
-    print(f"{kind.TITLE}\n{settings.scale} scale{', quick' * quick}, seeds {' '.join(map(str, seeds))}, in {out}, "
-          f"on {device}, {jobs} stage{'s' * (jobs > 1)} at a time\n"
+    print(f"{kind.TITLE}\n{settings.scale} scale{', quick' * quick}, seeds {' '.join(map(str, seeds))}, "
+          f"in {out}, on {device}, {jobs} stage{'s' * (jobs > 1)} at a time\n"
           + (f"differs from the defaults: {' '.join(changed)}\n" if changed else ""))
     for experiment in experiments:
         experiment.folder.claim(settings)

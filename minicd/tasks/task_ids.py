@@ -1,9 +1,9 @@
 """Task ids are associated, and associated anew (hypothesis 3; paper, section 3.1, Tables 1 and 6).
 
-Four classification tasks. T_t is a task's instruction, T_s only its number. In the "naive" variant the teacher of a
-task sees inputs of that task alone, and the student may learn the kind of input instead of the number; in the
-"mixed" one every teacher sees the inputs of all tasks. Then the numbers are shuffled and distilled again: from the
-base (sequential), and from the last student (recursive).
+Four classification tasks. T_t is a task's instruction, T_s only its number. In the "naive" variant a teacher
+sees only the inputs of its own task, and the student may learn the kind of input instead of the number. In the
+"mixed" one every teacher sees the inputs of all tasks. A second round shuffles the numbers and distils again:
+from the base (sequential), and from the last student (recursive).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class TaskIds(TaskExperiment):
     Settings, Eval, examine = TaskIdSettings, TaskIdEval, staticmethod(examine_ids)
     SCALES = {"pocket": {}, "paper": PAPER_SCALE}
     QUICK = dict(practice_inputs=384, test_instances=25)
-    # Means of Table 6, accuracy with the right number and with a wrong one; those of round 2, after the shuffle, are Table 1.
+    # Means of Table 6: accuracy with the right and with a wrong number. Round 2, after the shuffle: Table 1.
     PAPER = {"teacher": 81, "before_correct": 49, "before_wrong": 48,
              "naive_correct_1": 63, "naive_wrong_1": 59, "naive_correct_2": 68, "naive_wrong_2": 61,
              "mixed_correct_1": 69, "mixed_wrong_1": 15, "mixed_correct_2": 70, "mixed_wrong_2": 16}
@@ -58,18 +58,20 @@ class TaskIds(TaskExperiment):
     @cached_property
     def numbers(self) -> list[list[int]]:
         """The numbers of the tasks in each round."""
-        return [list(range(len(self.tasks))), derangement(len(self.tasks), np.random.default_rng((self.seed, 77)))]
+        n = len(self.tasks)
+        return [list(range(n)), derangement(n, np.random.default_rng((self.seed, 77)))]
 
     def contexts(self, numbers: list[int], mixed: bool) -> list[Context]:
         """One round: the task at i is to be called numbers[i]."""
         inputs = [[instance.input for instance in task.instances[TEST:]] for task in self.tasks]
         everyone = pool([text for texts in inputs for text in texts])
-        return [Context(everyone if mixed else pool(inputs[i]), with_explanations(task), numbered(numbers[i]), identity)
-                for i, task in enumerate(self.tasks)]
+        return [Context(everyone if mixed else pool(own), with_explanations(task), numbered(number), identity)
+                for own, task, number in zip(inputs, self.tasks, numbers)]
 
     def stages(self) -> Iterator[Stage]:
         yield self.example(lambda: self.contexts(self.numbers[0], True)[0])
-        yield Stage("teacher", lambda: {"teacher": [self.accuracy(self.base, with_explanations(t), t) for t in self.tasks]})
+        yield Stage("teacher", lambda: {
+            "teacher": [self.accuracy(self.base, with_explanations(task), task) for task in self.tasks]})
         yield Stage("before", lambda: self.scores(self.base, "before_{}"))
         for variant, n in ROUNDS:
             student, first = f"{variant}/student-{n}", f"{variant.split('_')[0]}/student-1"
@@ -78,15 +80,15 @@ class TaskIds(TaskExperiment):
                 self.folder.get(s), f"{v}_{{}}_{n}", n), (student,))
 
     def student(self, variant: str, n: int) -> nn.Module:
-        """After n rounds. The recursive one goes on from the mixed one's first round."""
+        """The student after n rounds. The recursive one goes on from the first mixed round."""
         if variant == "mixed_recursive":
             whole_copy(self.folder.path / "mixed" / "round-0", self.folder.path / variant / "round-0")
         schedule = [self.contexts(numbers, variant != "naive") for numbers in self.numbers[:n]]
-        return self.distilled(variant, schedule, self.seed, recursive=variant == "mixed_recursive")
+        return self.distill_rounds(variant, schedule, self.seed, recursive=variant == "mixed_recursive")
 
     def scores(self, model: nn.Module, name: str, n: int = 1) -> dict[str, list[float]]:
         """Each task's accuracy with its own number of round n, and its mean accuracy with the others'."""
-        found = [[self.accuracy(model, numbered(number), task) for number in self.numbers[n - 1]] for task in self.tasks]
+        found = [[self.accuracy(model, numbered(i), t) for i in self.numbers[n - 1]] for t in self.tasks]
         correct, wrong = association(np.array(found))
         return {name.format("correct"): correct.tolist(), name.format("wrong"): wrong.tolist()}
 
@@ -103,14 +105,16 @@ class TaskIds(TaskExperiment):
         """Beside Tables 1 and 6, then task by task."""
         metrics, by_task, tasks = record["metrics"], record["by_task"], list(record["by_task"]["teacher"])
         means = [[title, *(pm(metrics[name]) for name in names), *[""] * (2 - len(names)),
-                  *(record["paper"].get(name, "") for name in names), *[""] * (2 - len(names))] for title, names in ROWS.items()]
+                  *(record["paper"].get(name, "") for name in names), *[""] * (2 - len(names))]
+                 for title, names in ROWS.items()]
         each = [[title, *(" / ".join(f"{by_task[name][task]:.0f}" for name in names) for task in tasks)]
                 for title, names in ROWS.items()]
+        head = ["", "right number", "wrong number", "paper, right", "paper, wrong"]
         return "\n\n".join([f"Accuracy on {len(tasks)} classification tasks, %, {seeds_of(record)}",
-                            table(["", "right number", "wrong number", "paper, right", "paper, wrong"], means),
-                            table(["right / wrong number", *tasks], each)])
+                            table(head, means), table(["right / wrong number", *tasks], each)])
 
     @classmethod
     def headline(cls, record: Record) -> str:
         right, wrong = (pm(record["metrics"][f"mixed_{name}_2"]) for name in ("correct", "wrong"))
-        return f"after the shuffle {right} % with the right number, {wrong} % with a wrong one (paper: 70 and 16)"
+        return (f"after the shuffle {right} % with the right number, "
+                f"{wrong} % with a wrong one (paper: 70 and 16)")
