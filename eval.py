@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint on what its training did not show it, ask it one question, or rebuild the tables from results/."""
+"""Evaluate a checkpoint on unseen inputs, ask it one question, or rebuild the tables from results/."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train: one command for each experiment of the paper. `python train.py --task addition` is the place to start."""
+"""Train: one command for each experiment of the paper. Start with `python train.py --task addition`."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Flags:
     out: str = option("", "run folder, runs/TASK unless told otherwise; a rerun resumes what it finds there")
     seeds: list[int] = option(lambda: [0], "a run for each; several give mean and spread", least=0)
     device: str = option("auto", "cpu, cuda, or auto: cuda where there is one")
-    jobs: int = option(0, "stages and seeds side by side; 0: as many as cores on a CPU, else one", least=0, most=256)
+    jobs: int = option(0, "stages and seeds side by side; 0: one a core on a CPU, else one", least=0, most=256)
     quick: bool = option(False, "the same stages in a minute or two, on a smaller problem")
     publish: bool = option(False, "also write the record into results/, from which README is made")
 
 
 def main() -> None:
-    arguments, flags, task = command_line(__doc__, Flags, TASKS, lambda kind: (kind.Settings, kind.SCALES["pocket"]))
+    arguments, flags, task = command_line(__doc__, Flags, TASKS, lambda task: (task.Settings, task.SCALES["pocket"]))
     if flags.quick and flags.publish:
         raise ValueError("--publish is for whole runs, not for --quick ones")
     scale = task.SCALES.get(arguments.scale or "pocket")
@@ -38,8 +38,8 @@ def main() -> None:
     settings = settings_from(arguments, task.Settings, scale, task.QUICK if flags.quick else {})
     out = Path(flags.out or Path("runs") / (flags.task + "-quick" * flags.quick))
     device = pick_device(flags.device)
-    train(flags.task, task, settings, list(dict.fromkeys(flags.seeds)), out, device, jobs=flags.jobs or usual_jobs(device),
-          quick=flags.quick, publish=flags.publish)
+    train(flags.task, task, settings, list(dict.fromkeys(flags.seeds)), out, device,
+          jobs=flags.jobs or usual_jobs(device), quick=flags.quick, publish=flags.publish)
 
 
 if __name__ == "__main__":

@@ -5,4 +5,5 @@ from .explanations import Explanations
 from .instructions import Instructions
 from .task_ids import TaskIds
 
-TASKS = {"addition": Addition, "instructions": Instructions, "explanations": Explanations, "task_ids": TaskIds}
+TASKS = {"addition": Addition, "instructions": Instructions, "explanations": Explanations,
+         "task_ids": TaskIds}

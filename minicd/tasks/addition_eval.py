@@ -13,7 +13,8 @@ from ..labels import Examples
 from ..metrics import exact_match
 from ..sampling import generate
 from ..tokenizer import TextTokenizer
-from .addition_questions import answer, carry_run, final_answer, split_of, student_template, teacher_template, test_questions
+from .addition_questions import (answer, carry_run, final_answer, split_of, student_template,
+                                 teacher_template, test_questions)
 from .settings import EvalSettings, option
 
 
@@ -27,12 +28,14 @@ class Score:
     by_carry_run: dict[str, float]  # percent
 
 
-def evaluate(model: nn.Module, tokenizer: TextTokenizer, questions: list[str], step_by_step: bool, max_new_tokens: int,
-             progress: str = "evaluate", precision: str | None = "auto") -> dict[str, Any]:
-    """Greedy answers to the questions, with or without the scratchpad, compared exactly: a Score as a dictionary."""
+def evaluate(model: nn.Module, tokenizer: TextTokenizer, questions: list[str], step_by_step: bool,
+             max_new_tokens: int, progress: str = "evaluate",
+             precision: str | None = "auto") -> dict[str, Any]:
+    """Exact match of greedy answers, with or without the scratchpad: a Score as a dictionary."""
     template = teacher_template if step_by_step else student_template
     prompts = tokenizer.encode_all([template(q) for q in questions])
-    completions = generate(model, prompts, max_new_tokens, temperature=0, progress=progress, precision=precision)
+    completions = generate(model, prompts, max_new_tokens, temperature=0, progress=progress,
+                           precision=precision)
     extract = final_answer(tokenizer) if step_by_step else lambda tokens: slice(0, len(tokens))
     right = np.zeros(len(questions))
     for i, (question, tokens) in enumerate(zip(questions, completions)):
@@ -64,13 +67,15 @@ class AdditionEval(EvalSettings):
 
 
 def ask(model: nn.Module, tokenizer: TextTokenizer, question: str, settings: AdditionEval) -> str:
-    """`eval.py --ask`: the completion for '12 + 34'. Raises ValueError for what is no addition."""
+    """`eval.py --ask`: the completion for '12 + 34'. Raises ValueError for anything but an addition."""
     sides = [side.strip() for side in question.split("+")]
     if len(sides) != 2 or not all(side.isascii() and side.isdigit() for side in sides):
-        raise ValueError(f"--ask {question!r}: ask for the sum of two numbers, for example '12345678 + 87654321'")
+        raise ValueError(f"--ask {question!r}: ask for the sum of two numbers, "
+                         "for example '12345678 + 87654321'")
     spaced = " + ".join(" ".join(side) for side in sides)
     prompt = tokenizer.encode((teacher_template if settings.step_by_step else student_template)(spaced))
-    text = tokenizer.decode(generate(model, [prompt], settings.max_new_tokens, temperature=0, precision=settings.precision)[0])
+    answers = generate(model, [prompt], settings.max_new_tokens, temperature=0, precision=settings.precision)
+    text = tokenizer.decode(answers[0])
     return text if settings.step_by_step else text.replace(" ", "")
 
 
@@ -78,17 +83,20 @@ def examine(model: nn.Module, tokenizer: TextTokenizer, settings: AdditionEval, 
     """`eval.py`: accuracy on the table's unseen questions, none of which the model has practised."""
     questions = test_questions(settings.questions, settings.max_digits)
     check_unseen(questions, folder.parent, tokenizer)
-    score = evaluate(model, tokenizer, questions, settings.step_by_step, settings.max_new_tokens, precision=settings.precision)
-    return (f"exact match on {len(questions)} unseen questions: {score['accuracy']:.2f} %, {score['tokens']:.1f} tokens a question\n"
+    score = evaluate(model, tokenizer, questions, settings.step_by_step, settings.max_new_tokens,
+                     precision=settings.precision)
+    return (f"exact match on {len(questions)} unseen questions: {score['accuracy']:.2f} %, "
+            f"{score['tokens']:.1f} tokens a question\n"
             f"by digits: {score['by_digits']}\nby longest carry run: {score['by_carry_run']}")
 
 
 def check_unseen(questions: list[str], run: Path, tokenizer: TextTokenizer) -> None:
-    """Raises ValueError where a test question is in the practice set of the run that the model comes from."""
+    """Raises ValueError where the practice set of the model's run holds a test question."""
     assert all(split_of(q) == "test" for q in questions)
     path = run / "practice.safetensors"
     if path.exists():
         practised = Examples.load(path).prompts
         prompts = {tuple(practised[i]) for i in range(len(practised))}
         if any(tuple(tokenizer.encode(student_template(q))) in prompts for q in questions):
-            raise ValueError(f"{path} holds test questions: the model has practised them, so its score would mean nothing")
+            raise ValueError(f"{path} holds test questions: the model has practised them, "
+                             "so its score would mean nothing")

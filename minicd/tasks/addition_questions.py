@@ -1,6 +1,6 @@
-"""Addition questions as strings: the distribution D, both templates, the scratchpads, the extractor f, and the splits.
+"""Addition questions as strings: the distribution D, both templates, scratchpads, the extractor f, splits.
 
-A question is '1 2 + 3 4': digits separated by spaces, most significant first, both operands of the same length.
+A question is '1 2 + 3 4': digits with spaces between them, most significant first, operands of equal length.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import numpy as np
 from ..distill import Context, Extractor
 from ..tokenizer import TextTokenizer
 
-# Where a question belongs is a hash of its text, so no question can be in two splits, whatever the seed or the run.
-SPLITS = {"train": range(0, 10), "validation": range(10, 20), "test": range(20, 30), "practice": range(30, 100)}
+# A hash of its text puts a question into a split: no question is ever in two, whatever the seed or the run.
+SPLITS = {"train": range(0, 10), "validation": range(10, 20), "test": range(20, 30),
+          "practice": range(30, 100)}
 
 
 def teacher_template(question: str) -> str:
@@ -46,9 +47,9 @@ def compact_scratchpad(question: str) -> str:
 
 
 def nye_scratchpad(question: str) -> str:
-    """The paper's format (Nye et al., 2021): every step repeats what is left of the operands, the result so far, the carry.
+    """The paper's format (Nye et al., 2021): a step repeats the rest of the operands, the result, the carry.
 
-    Spaces around the two # are ours: T5's tokenizer has tokens such as "#1", from which no slice could cut the answer.
+    We add spaces around the two #: T5's tokenizer has tokens such as "#1", which no slice can cut.
     """
     a, b = (side.split() for side in question.split("+"))
     carry, result, lines = 0, [], [f"{question} , C: 0"]
@@ -64,14 +65,14 @@ SCRATCHPADS: dict[str, Callable[[str], str]] = {"compact": compact_scratchpad, "
 
 
 def longest_scratchpad(tokenizer: TextTokenizer, style: str, max_digits: int) -> int:
-    """An upper bound in tokens. T5 writes a 0 as two tokens and other digits as one: as if every digit were the longest."""
+    """An upper bound in tokens, as if every digit were the longest: T5 writes 0 as two tokens."""
     nines = " ".join("9" * max_digits)
     scratchpad = SCRATCHPADS[style](f"{nines} + {nines}")
     return max(len(tokenizer.encode(re.sub(r"\d", digit, scratchpad))) for digit in "0123456789")
 
 
 def final_answer(tokenizer: TextTokenizer) -> Extractor:
-    """f: the digits between the last two # of a completion, as a slice of its tokens; None where there are none."""
+    """f: the slice of the tokens between the last two # of a completion; None where they are no number."""
     pieces = tokenizer.pieces(range(len(tokenizer)))
     marks = {i for i, piece in enumerate(pieces) if piece == "#"}
     digits = {i for i, piece in enumerate(pieces) if piece in set("0123456789")}
@@ -93,17 +94,18 @@ def split_of(question: str) -> str:
     return next(name for name, buckets in SPLITS.items() if bucket in buckets)
 
 
-def draw_questions(n: int, max_digits: int, split: str, rng: np.random.Generator, unique: bool = True) -> list[str]:
-    """D: n questions of one split, as '1 2 + 3 4', both operands of the same length, lengths uniform in 1…max_digits.
+def draw_questions(n: int, max_digits: int, split: str, rng: np.random.Generator,
+                   unique: bool = True) -> list[str]:
+    """D: n questions of one split, with operands of equal length, uniform in 1…max_digits.
 
-    Unique questions exhaust the short lengths, as in the paper; practice questions repeat, so that short ones stay frequent.
-    Raises ValueError where n unique questions are more than about half of what the split holds.
+    Unique questions exhaust the short lengths, as in the paper. Practice questions repeat: short ones stay
+    frequent. Raises ValueError where n unique questions are more than about half of what the split holds.
     """
-    if not 1 <= max_digits <= 18:
-        raise ValueError(f"operands have 1 to 18 digits, not {max_digits}")  # more do not fit into NumPy's integers
+    if not 1 <= max_digits <= 18:  # more do not fit into NumPy's integers
+        raise ValueError(f"operands have 1 to 18 digits, not {max_digits}")
     if unique and n > 0.05 * 81 * 100 ** (max_digits - 1):
-        raise ValueError(f"{n} different questions of at most {max_digits} digits are too many for the {split} split; "
-                         "ask for fewer or for more digits")
+        raise ValueError(f"{n} different questions of at most {max_digits} digits are too many "
+                         f"for the {split} split; ask for fewer or for more digits")
     questions: list[str] = []
     seen: set[str] = set()
     while len(questions) < n:

@@ -1,4 +1,4 @@
-"""A run folder: what is finished stays there and is loaded, what was interrupted goes on from its checkpoint."""
+"""A run folder: it keeps finished stages, and the checkpoints from which interrupted ones go on."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ from .record import commit
 
 
 class RunFolder:
-    """The folder of one seed: for each stage NAME.json, NAME.safetensors (practice) or NAME/ (a model), and a note on it."""
+    """One seed's folder: NAME.json, NAME.safetensors (practice) or NAME/ (a model) of a stage, and its note."""
 
     def __init__(self, path: Path, device: torch.device):
         self.path, self.device = Path(path), device
 
     def claim(self, settings: Any) -> None:
-        """Write settings.json, or check that it is the same, once a stage has left something that depends on it.
+        """Write settings.json, or check that it is the same if something in the folder depends on it.
 
         Raises ValueError for other settings or an unwritable folder.
         """
-        file, new = self.path / "settings.json", {field.name: getattr(settings, field.name)
-                                                  for field in dataclasses.fields(settings) if not field.metadata["free"]}
+        fields = [field for field in dataclasses.fields(settings) if not field.metadata["free"]]
+        file, new = self.path / "settings.json", {field.name: getattr(settings, field.name) for field in fields}
         if file.exists() and any(path.name not in (file.name, "wall.json", "notes") for path in self.path.iterdir()):
             old, new = read_json(file), json.loads(json.dumps(new))
-            different = [f"{k} (there {old.get(k)!r}, now {new.get(k)!r})" for k in {**old, **new} if old.get(k) != new.get(k)]
+            different = [f"{k} (there {old.get(k)!r}, now {new.get(k)!r})"
+                         for k in {**old, **new} if old.get(k) != new.get(k)]
             if different:
                 raise ValueError(f"{self.path} holds a run with other settings: {', '.join(different)}; "
                                  "choose another folder with --out, or delete this one")
@@ -47,7 +48,8 @@ class RunFolder:
 
     def file(self, stage: str) -> Path | None:
         """Where a finished stage is, or None."""
-        files = (self.path / f"{stage}.json", self.path / f"{stage}.safetensors", self.path / stage / "model.safetensors")
+        files = (self.path / f"{stage}.json", self.path / f"{stage}.safetensors",
+                 self.path / stage / "model.safetensors")
         return next((file for file in files if file.exists()), None)
 
     def get(self, stage: str) -> Any:
@@ -71,7 +73,7 @@ class RunFolder:
         shutil.rmtree(self.path / f"{stage}.parts", ignore_errors=True)
 
     def checkpoint(self, stage: str) -> Path:
-        """Where the training of a stage is kept while it lasts."""
+        """The checkpoint of a stage while it trains."""
         return self.path / f"{stage}.progress.safetensors"
 
     def borrow(self, other: Path, stages: list[str]) -> None:
@@ -98,12 +100,14 @@ class RunFolder:
 
     @contextmanager
     def timed(self, stage: str):
-        """Add the time spent inside to the stage's minutes, also when it is interrupted; a kill loses the time of its stage."""
-        start, before = time.monotonic(), self.notes().get(note_file(stage).removesuffix(".json"), {}).get("minutes", 0.0)
+        """Add the time spent inside to the stage's minutes, even when interrupted. A kill loses its time."""
+        before = self.notes().get(note_file(stage).removesuffix(".json"), {}).get("minutes", 0.0)
+        start = time.monotonic()
         try:
             yield
         finally:
-            self.note(stage, minutes=before + (time.monotonic() - start) / 60, hardware=hardware(self.device), commit=commit())
+            minutes = before + (time.monotonic() - start) / 60
+            self.note(stage, minutes=minutes, hardware=hardware(self.device), commit=commit())
 
 
 def note_file(stage: str) -> str:
@@ -111,7 +115,7 @@ def note_file(stage: str) -> str:
 
 
 def whole_copy(source: Path, target: Path) -> None:
-    """Copy a file or folder, unless it is there. Renamed when it is whole: a kill leaves no half of a model."""
+    """Copy a file or folder, unless it is there. A kill leaves no half of a model: the copy is renamed last."""
     if target.exists():
         return
     half = target.with_name(f".{target.name}.tmp")

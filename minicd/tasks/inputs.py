@@ -1,4 +1,4 @@
-"""D, where it is no generator of its own: a pool of unlabelled inputs, or a model that is shown a few and asked for more."""
+"""D without a generator of its own: a pool of unlabelled inputs, or a model that continues a few examples."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ Inputs = Callable[[int, np.random.Generator], list[str]]
 
 
 def pool(texts: Sequence[str]) -> Inputs:
-    """Drawn with repeats."""
+    """Draws with repeats."""
     return lambda n, rng: [texts[i] for i in rng.integers(len(texts), size=n)]
 
 
-def few_shot_inputs(model: nn.Module, tokenizer: TextTokenizer, examples: list[str], shots: int, max_new_tokens: int,
-                    forbidden: set[str] = frozenset(), precision: str | None = None) -> Inputs:
-    """The model itself: shown `shots` of the example inputs in a random order, it writes one more (paper, section 3.1).
+def few_shot_inputs(model: nn.Module, tokenizer: TextTokenizer, examples: list[str], shots: int,
+                    max_new_tokens: int, forbidden: set[str] = frozenset(),
+                    precision: str | None = None) -> Inputs:
+    """The model itself: after `shots` of the example inputs in random order it writes one more (section 3.1).
 
     Drawing raises ValueError where nine tenths of what it writes is empty or forbidden (a test input).
     """
@@ -37,12 +38,13 @@ def few_shot_inputs(model: nn.Module, tokenizer: TextTokenizer, examples: list[s
             found += [text for text in texts if text and text not in forbidden]
             if len(found) == n:
                 return found
-        raise ValueError(f"asked for {n} inputs, the model wrote only {len(found)} that can be used; choose another --model")
+        raise ValueError(f"asked for {n} inputs, the model wrote only {len(found)} that can be used; "
+                         "choose another --model")
     return draw
 
 
 def derangement(n: int, rng: np.random.Generator) -> list[int]:
-    """A random order of 0…n-1 in which nothing stands at its own place."""
+    """A random order of 0…n-1 without a number at its own place."""
     while True:
         order = rng.permutation(n)
         if (order != np.arange(n)).all():

@@ -1,4 +1,4 @@
-"""How a model does on tasks of Natural Instructions: prompts, scores, and what eval.py asks (paper, section 3.1)."""
+"""How well a model does on Natural Instructions: prompts, scores, and eval.py's questions (section 3.1)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .settings import EvalSettings, option
 
 DATA = "data/instructions/test"
 TEST = 100  # the first instances of a task are for tests, the others for choosing tasks and for practice
-CHOSEN = option("task501,task502,task503,task504", "the tasks: the beginnings of their file names, with commas between them")
+CHOSEN = option("task501,task502,task503,task504", "the tasks: how their file names begin, between commas")
 
 
 def with_explanations(task: NITask) -> Template:
@@ -42,35 +42,41 @@ def numbered(number: int) -> Template:
     return lambda text: f"task {number} : {text}"
 
 
-def answers(model: nn.Module, tokenizer: TextTokenizer, prompts: list[str], settings: Any, name: str = "") -> list[list[int]]:
+def answers(model: nn.Module, tokenizer: TextTokenizer, prompts: list[str], settings: Any,
+            name: str = "") -> list[list[int]]:
     """Greedy completions."""
-    return generate(model, tokenizer.encode_all(prompts), settings.max_new_tokens, temperature=0, progress=name,
-                    precision=settings.precision)
+    return generate(model, tokenizer.encode_all(prompts), settings.max_new_tokens, temperature=0,
+                    progress=name, precision=settings.precision)
 
 
-def score(model: nn.Module, tokenizer: TextTokenizer, template: Template, instances: list[Instance], settings: Any,
-          name: str = "") -> dict[str, float]:
-    """Greedy answers under `template`: their Rouge-L in percent, and the mean number of tokens of prompt and answer."""
+def score(model: nn.Module, tokenizer: TextTokenizer, template: Template, instances: list[Instance],
+          settings: Any, name: str = "") -> dict[str, float]:
+    """Greedy answers under `template`: Rouge-L in percent, and mean number of tokens of prompt and answer."""
     prompts = [template(instance.input) for instance in instances]
     written = answers(model, tokenizer, prompts, settings, name)
-    points = [rouge_l(tokenizer.decode(answer), instance.outputs) for answer, instance in zip(written, instances)]
+    points = [rouge_l(tokenizer.decode(answer), instance.outputs)
+              for answer, instance in zip(written, instances)]
     lengths = [len(prompt) + len(answer) for prompt, answer in zip(tokenizer.encode_all(prompts), written)]
     return {"rouge": 100 * float(np.mean(points)), "tokens": float(np.mean(lengths))}
 
 
 def rouge_by_prompt(model: nn.Module, tokenizer: TextTokenizer, tasks: list[NITask], instances: int,
                     settings: Any) -> dict[str, dict[str, float]]:
-    """Task → Rouge-L under each of the three prompts, on so many of its first instances."""
-    return {task.name: {name: score(model, tokenizer, template(task), task.instances[:instances], settings, task.name)["rouge"]
-                        for name, template in PROMPTS.items()} for task in tasks}
+    """Task → Rouge-L under each of the three prompts, on its first instances."""
+    def rouge(task: NITask, template: Template) -> float:
+        return score(model, tokenizer, template, task.instances[:instances], settings, task.name)["rouge"]
+    return {task.name: {name: rouge(task, prompt(task)) for name, prompt in PROMPTS.items()}
+            for task in tasks}
 
 
-def accuracy(model: nn.Module, tokenizer: TextTokenizer, template: Template, task: NITask, settings: Any) -> float:
-    """Percent of a task's test inputs that are answered with one of its labels for them."""
+def accuracy(model: nn.Module, tokenizer: TextTokenizer, template: Template, task: NITask,
+             settings: Any) -> float:
+    """Percent of a task's test inputs that the model answers with a right label."""
     instances = task.instances[: settings.test_instances]
-    written = answers(model, tokenizer, [template(instance.input) for instance in instances], settings, task.name)
-    return 100 * float(np.mean([any(exact_match(tokenizer.decode(answer), output) for output in instance.outputs)
-                                for answer, instance in zip(written, instances)]))
+    prompts = [template(instance.input) for instance in instances]
+    texts = map(tokenizer.decode, answers(model, tokenizer, prompts, settings, task.name))
+    return 100 * float(np.mean([any(exact_match(text, output) for output in instance.outputs)
+                                for text, instance in zip(texts, instances)]))
 
 
 # --- eval.py ---
@@ -111,6 +117,7 @@ def examine(model: nn.Module, tokenizer: TextTokenizer, settings: TaskEval, fold
 def examine_ids(model: nn.Module, tokenizer: TextTokenizer, settings: TaskIdEval, folder: Path) -> str:
     """`eval.py --task task_ids`: accuracy of each task under each number."""
     tasks = find_tasks(Path(settings.data), settings.chosen)
+    def percent(task: NITask, number: int) -> float:
+        return accuracy(model, tokenizer, numbered(number), task, settings)
     return "\n".join(f"{task.name}: " + ", ".join(
-        f"task {i} {accuracy(model, tokenizer, numbered(i), task, settings):.1f} %" for i in range(len(tasks)))
-        for task in tasks)
+        f"task {i} {percent(task, i):.1f} %" for i in range(len(tasks))) for task in tasks)

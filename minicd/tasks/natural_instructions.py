@@ -1,4 +1,4 @@
-"""Task files in the format of Natural Instructions v2, the real ones and this project's, and the prompts made from them."""
+"""Task files in the format of Natural Instructions v2, and the prompts made from them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Instance:
 
 @dataclass(frozen=True)
 class NITask:
-    """One task file. Its name is the file's, without .json; of several definitions it has the first, as TK-Instruct has."""
+    """One task file. Its name is the file's, without .json; it has the first definition, as in TK-Instruct."""
 
     name: str
     definition: str
@@ -39,34 +39,36 @@ class NITask:
     categories: list[str]
 
 
-def instruction_prompt(task: NITask, text: str, positives: int = 2, negatives: int = 2, explanations: bool = True,
-                       periods: bool = False) -> str:
-    """T_t: the definition, the first examples of both kinds (fewer where the file has fewer), and the input `text`."""
-    return lay_out(task.definition, task.positives[:positives], task.negatives[:negatives], explanations, text, periods)
+def instruction_prompt(task: NITask, text: str, positives: int = 2, negatives: int = 2,
+                       explanations: bool = True, periods: bool = False) -> str:
+    """T_t: the definition, the first examples of both kinds, as far as the file has them, and the input."""
+    return lay_out(task.definition, task.positives[:positives], task.negatives[:negatives], explanations,
+                   text, periods)
 
 
-def lay_out(definition: str, positives: Sequence[Example], negatives: Sequence[Example], explanations: bool, text: str,
-            periods: bool = False) -> str:
-    """The prompt of TK-Instruct. `periods`: end each part with one, as it was trained; its tokenizer has them, ours does not."""
-    def ended(part: str) -> str:
+def lay_out(definition: str, positives: Sequence[Example], negatives: Sequence[Example], explanations: bool,
+            text: str, periods: bool = False) -> str:
+    """The prompt of TK-Instruct. `periods`: end each part with one, as in its training. Our tokenizer has none."""
+    def close(part: str) -> str:
         part = part.strip()
         return part + "." if periods and part[-1:] not in string.punctuation else part
 
-    lines = ["Definition: " + ended(definition)]
+    lines = ["Definition: " + close(definition)]
     for kind, examples in (("Positive", positives), ("Negative", negatives)):
         for number, example in enumerate(examples, 1):
-            lines += ["", f"{kind} Example {number} -", "Input: " + ended(example.input), "Output: " + ended(example.output)]
-            lines += ["Explanation: " + ended(example.explanation)] * explanations
-    return "\n".join([*lines, "", "Now complete the following example -", "Input: " + ended(text), "Output:"])
+            lines += ["", f"{kind} Example {number} -",
+                      "Input: " + close(example.input), "Output: " + close(example.output)]
+            lines += ["Explanation: " + close(example.explanation)] * explanations
+    return "\n".join([*lines, "", "Now complete the following example -", "Input: " + close(text), "Output:"])
 
 
 def inputs_prompt(inputs: Sequence[str]) -> str:
-    """A prompt after which a model writes one more input like these: D, where practice inputs come from the model itself."""
+    """A prompt after which a model writes one more input like these, for a D that is the model itself."""
     return "\n".join([*(f"Input: {text}" for text in inputs), "Input:"])
 
 
 def load_folder(folder: Path) -> list[NITask]:
-    """Every task file of a folder, in the order of their names. Raises ValueError where one is unusable or two clash."""
+    """The task files of a folder, by name. Raises ValueError where one is unusable or two clash."""
     paths = sorted(Path(folder).glob("*.json"))
     if not paths:
         raise ValueError(f"{folder} holds no task file (*.json)")
@@ -85,25 +87,27 @@ def load_folder(folder: Path) -> list[NITask]:
 
 
 def find_tasks(folder: Path, beginnings: str, more_than: int = 0) -> list[NITask]:
-    """The tasks whose file names begin so: "task1,task22". Each must have more instances than that.
+    """The tasks whose file names begin like this: "task1,task22". Each needs more than `more_than` instances.
 
-    Raises ValueError where a beginning names no file, or several, and for less than two different tasks.
+    Raises ValueError where a beginning names no file or several, and for fewer than two different tasks.
     """
     tasks = []
     for beginning in filter(None, beginnings.split(",")):
-        found = [path for path in sorted(Path(folder).glob("*.json")) if path.name.startswith(beginning.strip())]
+        beginning = beginning.strip()
+        found = [path for path in sorted(Path(folder).glob("*.json")) if path.name.startswith(beginning)]
         if len(found) != 1:
-            raise ValueError(f"{folder}: {len(found)} task files begin with {beginning.strip()!r}; one is needed")
+            raise ValueError(f"{folder}: {len(found)} task files begin with {beginning!r}; one is needed")
         tasks.append(load_task(found[0]))
     if len({task.name for task in tasks}) < max(2, len(tasks)):
         raise ValueError("--chosen needs two different tasks or more, with commas between them")
     if not all(len(task.instances) > more_than for task in tasks):
-        raise ValueError(f"every task needs more than {more_than} instances: the first {more_than} are for tests")
+        raise ValueError(f"every task needs more than {more_than} instances: "
+                         f"the first {more_than} are for tests")
     return tasks
 
 
 def load_task(path: Path) -> NITask:
-    """Read one task file. Raises ValueError, in one sentence that names the file and the key, where it is unusable."""
+    """Read one task file. Where it is unusable, raises ValueError with the names of file and key."""
     path = Path(path)
     try:
         return read_task(path)

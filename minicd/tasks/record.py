@@ -1,4 +1,4 @@
-"""Result records: what was run where, by which command, on which commit, with which figures (results/*.json)."""
+"""Result records (results/*.json): what ran where, by which command, on which commit, with which figures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def commit() -> str:
     """The commit of the code, with + where files differ from it; empty outside a git checkout.
 
-    Asked for once, at the start of a program: the files may change while it runs.
+    A program asks for it once, at its start: the files may change while it runs.
     """
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
@@ -47,27 +47,30 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def mean_of(values: Sequence[Any]) -> Any:
-    """The mean over the seeds of numbers, or of each entry of lists and dictionaries of them; a seed may lack a key."""
+    """The mean over the seeds, entry by entry in lists and dictionaries. A seed may lack a key."""
     if isinstance(values[0], dict):
-        return {key: mean_of([v[key] for v in values if key in v]) for key in dict.fromkeys(k for v in values for k in v)}
+        keys = dict.fromkeys(key for value in values for key in value)
+        return {key: mean_of([value[key] for value in values if key in value]) for key in keys}
     if isinstance(values[0], (list, tuple)):
         return [mean_of(entries) for entries in zip(*values)]
     return round(statistics.mean(values), 2)
 
 
-def make_record(task: str, settings: Any, seeds: list[int], figures: list[dict[str, Any]], notes: list[dict[str, dict]],
-                paper: dict[str, Any]) -> dict[str, Any]:
-    """Figures (their `metrics` by name, and whatever else, averaged) and notes of every seed → the JSON record."""
+def make_record(task: str, settings: Any, seeds: list[int], figures: list[dict[str, Any]],
+                notes: list[dict[str, dict]], paper: dict[str, Any]) -> dict[str, Any]:
+    """Figures and notes of every seed → the JSON record: spreads of the `metrics`, means of the other figures."""
     stages = list(dict.fromkeys(stage for note in notes for stage in note))
-    minutes = {stage: [round(note.get(stage, {}).get("minutes", 0.0), 2) for note in notes] for stage in stages}
+    minutes = {s: [round(note.get(s, {}).get("minutes", 0.0), 2) for note in notes] for s in stages}
     total = [round(sum(stage.get("minutes", 0.0) for stage in note.values()), 2) for note in notes]
-    losses = {stage: [round(note[stage]["losses"][-1], 5) for note in notes if "losses" in note.get(stage, {})] for stage in stages}
+    losses = {s: [round(note[s]["losses"][-1], 5) for note in notes if "losses" in note.get(s, {})] for s in stages}
 
     def distinct(key: str) -> str:
-        return "; ".join(dict.fromkeys(str(stage[key]) for note in notes for stage in note.values() if key in stage))
-    return {"task": task, "scale": settings.scale, "command": command_line(), "commit": commit(), "commits": distinct("commit"),
-            "hardware": distinct("hardware"), "torch": torch.__version__, "precision": distinct("precision"), "seeds": seeds,
-            "minutes": {"total": total, **minutes}, "settings": dataclasses.asdict(settings),
+        found = (str(stage[key]) for note in notes for stage in note.values() if key in stage)
+        return "; ".join(dict.fromkeys(found))
+    return {"task": task, "scale": settings.scale, "command": command_line(), "commit": commit(),
+            "commits": distinct("commit"), "hardware": distinct("hardware"), "torch": torch.__version__,
+            "precision": distinct("precision"), "seeds": seeds, "minutes": {"total": total, **minutes},
+            "settings": dataclasses.asdict(settings),
             "metrics": {name: spread([f["metrics"][name] for f in figures]) for name in figures[0]["metrics"]},
             **{key: mean_of([f[key] for f in figures]) for key in figures[0] if key != "metrics"},
             "final_losses": {stage: values for stage, values in losses.items() if values}, "paper": paper}

@@ -1,7 +1,7 @@
 """Task ids are associated, and associated anew (hypothesis 3; paper, section 3.1, Tables 1 and 6).
 
 Four classification tasks. T_t is a task's instruction, T_s only its number. In the "naive" variant a teacher
-sees only the inputs of its own task, and the student may learn the kind of input instead of the number. In the
+sees only the inputs of its own task, and the student may learn the kind of input, not the number. In the
 "mixed" one every teacher sees the inputs of all tasks. A second round shuffles the numbers and distils again:
 from the base (sequential), and from the last student (recursive).
 """
