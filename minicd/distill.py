@@ -72,7 +72,7 @@ def practice(teacher: nn.Module, tokenizer: TextTokenizer, context: Context, n: 
     than a tenth of a chunk has an answer.
     """
     parts = []
-    for i, start in enumerate(range(0, n, settings.chunk)):
+    for i in range(math.ceil(n / settings.chunk)):
         path = folder / f"chunk-{i:04d}.safetensors" if folder else None
         if path and path.exists():
             parts.append(Examples.load(path))
