@@ -23,13 +23,14 @@ class Flags:
     out: str = option("", "run folder, runs/TASK unless told otherwise; a rerun resumes what it finds there")
     seeds: list[int] = option(lambda: [0], "a run for each; several give mean and spread", least=0)
     device: str = option("auto", "cpu, cuda, or auto: cuda where there is one")
-    jobs: int = option(0, "stages and seeds side by side; 0: one a core on a CPU, else one", least=0, most=256)
+    jobs: int = option(0, "stages and seeds side by side; 0: one per core; on CUDA one", least=0, most=256)
     quick: bool = option(False, "the same stages in a minute or two, on a smaller problem")
     publish: bool = option(False, "also write the record into results/, from which README is made")
 
 
 def main() -> None:
-    arguments, flags, task = command_line(__doc__, Flags, TASKS, lambda task: (task.Settings, task.SCALES["pocket"]))
+    arguments, flags, task = command_line(__doc__, Flags, TASKS, lambda kind: (
+        kind.Settings, kind.SCALES["pocket"]))
     if flags.quick and flags.publish:
         raise ValueError("--publish is for whole runs, not for --quick ones")
     scale = task.SCALES.get(arguments.scale or "pocket")

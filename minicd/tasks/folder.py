@@ -21,7 +21,7 @@ from .record import commit
 
 
 class RunFolder:
-    """One seed's folder: NAME.json, NAME.safetensors (practice) or NAME/ (a model) of a stage, and its note."""
+    """One seed's folder: for a stage NAME.json, NAME.safetensors (practice) or NAME/ (model), and a note."""
 
     def __init__(self, path: Path, device: torch.device):
         self.path, self.device = Path(path), device
@@ -32,8 +32,9 @@ class RunFolder:
         Raises ValueError for other settings or an unwritable folder.
         """
         fields = [field for field in dataclasses.fields(settings) if not field.metadata["free"]]
-        file, new = self.path / "settings.json", {field.name: getattr(settings, field.name) for field in fields}
-        if file.exists() and any(path.name not in (file.name, "wall.json", "notes") for path in self.path.iterdir()):
+        file, own = self.path / "settings.json", ("settings.json", "wall.json", "notes")
+        new = {field.name: getattr(settings, field.name) for field in fields}
+        if file.exists() and any(path.name not in own for path in self.path.iterdir()):
             old, new = read_json(file), json.loads(json.dumps(new))
             different = [f"{k} (there {old.get(k)!r}, now {new.get(k)!r})"
                          for k in {**old, **new} if old.get(k) != new.get(k)]
@@ -53,7 +54,7 @@ class RunFolder:
         return next((file for file in files if file.exists()), None)
 
     def get(self, stage: str) -> Any:
-        """A finished stage: its JSON value, Examples, or model. Raises ValueError where it is missing or damaged."""
+        """A finished stage: JSON value, Examples, or model. Raises ValueError if it is missing or damaged."""
         file = self.file(stage)
         if file is None:
             raise ValueError(f"{self.path} has no finished stage {stage}")
@@ -77,7 +78,7 @@ class RunFolder:
         return self.path / f"{stage}.progress.safetensors"
 
     def borrow(self, other: Path, stages: list[str]) -> None:
-        """Copy finished stages and their notes from another run. Raises ValueError where they are not there."""
+        """Copy finished stages and their notes from another run. Raises ValueError where they are missing."""
         for stage in stages:
             source = RunFolder(other, self.device).file(stage)
             if source is None:
@@ -115,7 +116,7 @@ def note_file(stage: str) -> str:
 
 
 def whole_copy(source: Path, target: Path) -> None:
-    """Copy a file or folder, unless it is there. A kill leaves no half of a model: the copy is renamed last."""
+    """Copy a file or folder, unless it is there. The renaming comes last: a kill leaves no half model."""
     if target.exists():
         return
     half = target.with_name(f".{target.name}.tmp")

@@ -29,7 +29,7 @@ class Instance:
 
 @dataclass(frozen=True)
 class NITask:
-    """One task file. Its name is the file's, without .json; it has the first definition, as in TK-Instruct."""
+    """One task file. Its name is the file's, without .json; of its definitions it has the first."""
 
     name: str
     definition: str
@@ -48,7 +48,7 @@ def instruction_prompt(task: NITask, text: str, positives: int = 2, negatives: i
 
 def lay_out(definition: str, positives: Sequence[Example], negatives: Sequence[Example], explanations: bool,
             text: str, periods: bool = False) -> str:
-    """The prompt of TK-Instruct. `periods`: end each part with one, as in its training. Our tokenizer has none."""
+    """The prompt of TK-Instruct. `periods`: end each part with one, as in its training; ours has none."""
     def close(part: str) -> str:
         part = part.strip()
         return part + "." if periods and part[-1:] not in string.punctuation else part

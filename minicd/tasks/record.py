@@ -58,11 +58,12 @@ def mean_of(values: Sequence[Any]) -> Any:
 
 def make_record(task: str, settings: Any, seeds: list[int], figures: list[dict[str, Any]],
                 notes: list[dict[str, dict]], paper: dict[str, Any]) -> dict[str, Any]:
-    """Figures and notes of every seed → the JSON record: spreads of the `metrics`, means of the other figures."""
+    """Figures and notes of every seed → the JSON record, with spreads of `metrics` and means of the rest."""
     stages = list(dict.fromkeys(stage for note in notes for stage in note))
     minutes = {s: [round(note.get(s, {}).get("minutes", 0.0), 2) for note in notes] for s in stages}
     total = [round(sum(stage.get("minutes", 0.0) for stage in note.values()), 2) for note in notes]
-    losses = {s: [round(note[s]["losses"][-1], 5) for note in notes if "losses" in note.get(s, {})] for s in stages}
+    losses = {s: [round(note[s]["losses"][-1], 5) for note in notes if "losses" in note.get(s, {})]
+              for s in stages}
 
     def distinct(key: str) -> str:
         found = (str(stage[key]) for note in notes for stage in note.values() if key in stage)
@@ -71,6 +72,6 @@ def make_record(task: str, settings: Any, seeds: list[int], figures: list[dict[s
             "commits": distinct("commit"), "hardware": distinct("hardware"), "torch": torch.__version__,
             "precision": distinct("precision"), "seeds": seeds, "minutes": {"total": total, **minutes},
             "settings": dataclasses.asdict(settings),
-            "metrics": {name: spread([f["metrics"][name] for f in figures]) for name in figures[0]["metrics"]},
+            "metrics": {key: spread([f["metrics"][key] for f in figures]) for key in figures[0]["metrics"]},
             **{key: mean_of([f[key] for f in figures]) for key in figures[0] if key != "metrics"},
             "final_losses": {stage: values for stage, values in losses.items() if values}, "paper": paper}

@@ -1,4 +1,4 @@
-"""Records → Markdown: what train.py prints at its end, results/README.md, and the tables of README.md, all from the same JSON."""
+"""Records → Markdown: the last lines of train.py, results/README.md, and the tables of README.md."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def against_paper(record: Record, titles: dict[str, str]) -> str:
 
 def pm(metric: dict[str, Any], digits: int = 1) -> str:
     """Mean ± standard deviation."""
-    return f"{metric['mean']:.{digits}f}" + (f" ± {metric['std']:.{digits}f}" if metric["std"] is not None else "")
+    std = "" if metric["std"] is None else f" ± {metric['std']:.{digits}f}"
+    return f"{metric['mean']:.{digits}f}{std}"
 
 
 def seeds_of(record: Record) -> str:
@@ -34,14 +35,15 @@ def seeds_of(record: Record) -> str:
 
 def minutes_line(record: Record) -> str:
     """Minutes of each seed by kind of stage: score-TASK (and TASK--student) of all tasks are one kind."""
-    stages: dict[str, list[float]] = {}
-    for name, values in record["minutes"].items():
+    minutes, stages = record["minutes"], {}
+    for name, values in minutes.items():
         if name not in ("total", "wall"):
             kind = name.split(".parts")[0].split("--")[-1].split("-")[0]
             stages[kind] = [a + b for a, b in zip(values, stages.get(kind, [0.0] * len(values)))]
-    parts = {"all stages": record["minutes"]["total"], **{k: v for k, v in stages.items() if max(v) >= 0.1}}
-    wall = f"{record['minutes']['wall']:.1f} minutes from start to end; " if "wall" in record["minutes"] else ""
-    return f"{wall}minutes a seed: " + ", ".join(f"{name} {'/'.join(f'{m:.1f}' for m in v)}" for name, v in parts.items())
+    parts = {"all stages": minutes["total"], **{k: v for k, v in stages.items() if max(v) >= 0.1}}
+    wall = f"{minutes['wall']:.1f} minutes from start to end; " if "wall" in minutes else ""
+    each = (f"{name} {'/'.join(f'{m:.1f}' for m in values)}" for name, values in parts.items())
+    return f"{wall}minutes a seed: {', '.join(each)}"
 
 
 def time_line(record: Record) -> str:
@@ -55,8 +57,8 @@ def time_line(record: Record) -> str:
 def run_line(record: Record) -> str:
     commits = record.get("commits") or record["commit"]
     precision = f", {record['precision']}" if record.get("precision") else ""
-    return (f"{minutes_line(record)} ({record['hardware']}, PyTorch {record['torch']}{precision}, commit {commits}).\n\n"
-            f"    {record['command']}")
+    return (f"{minutes_line(record)} ({record['hardware']}, PyTorch {record['torch']}{precision}, "
+            f"commit {commits}).\n\n    {record['command']}")
 
 
 def scatter(points: dict[str, Sequence[float]], path: Path, title: str, x: str, y: str) -> bool:
@@ -79,28 +81,29 @@ def scatter(points: dict[str, Sequence[float]], path: Path, title: str, x: str, 
 
 HEAD = """# Results
 
-Made by `python eval.py --report` from the records beside this page; nothing here is typed by hand. **Pocket scale** means the small
-models of `data/`, which stand in for the paper's: read these figures as the paper's effects, not as its figures. ± is the standard
-deviation over the seeds, which vary practice and training; base model and test set are the same for all. What was tried and did
-not work is in [LOG.md](LOG.md).
+Made by `python eval.py --report` from the records beside this page; nothing here is typed by hand. **Pocket
+scale** means the small models of `data/`, which stand in for the paper's: read these figures as the paper's
+effects, not as its figures. ± is the standard deviation over the seeds, which vary practice and training;
+base model and test set are the same for all. What was tried and did not work is in [LOG.md](LOG.md).
 """
 
 
 def results_page(results: Path, sections: dict[str, tuple[str, Callable[[Record], str], str]]) -> str:
-    """results/README.md. A section: the record's file name → its title, the function that shows it, what differs from the paper."""
+    """results/README.md. `sections`: a record's name → title, function that shows it, what differs."""
     parts = [HEAD]
     for stem, (title, show, differs) in sections.items():
         if (results / f"{stem}.json").exists():
             record = read_json(results / f"{stem}.json")
             image = f"![{title}]({stem}.png)" if (results / f"{stem}.png").exists() else ""
-            line = run_line(record) if isinstance(record.get("minutes"), dict) and "total" in record["minutes"] else ""
+            minutes = record.get("minutes")
+            line = run_line(record) if isinstance(minutes, dict) and "total" in minutes else ""
             differs = f"What differs from the paper:\n\n{differs.strip()}" if differs else ""
             parts += [f"## {title}", *filter(None, [show(record), image, line, differs])]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def filled(text: str, regions: dict[str, str]) -> str:
-    """The text with what stands between <!-- NAME --> and <!-- /NAME --> replaced; nothing replaces nothing."""
+def fill_regions(text: str, regions: dict[str, str]) -> str:
+    """Replace what stands between <!-- NAME --> and <!-- /NAME -->, unless the new content is empty."""
     for name, content in regions.items():
         start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         if content and start in text and end in text:
@@ -110,14 +113,15 @@ def filled(text: str, regions: dict[str, str]) -> str:
 
 
 def rebuild(root: Path, tasks: dict[str, Any], bench: dict[str, tuple[str, Callable[[Record], str]]]) -> None:
-    """Write results/README.md, of the experiments and the benchmarks, and the regions of README.md, from the records there are."""
-    sections = {f"{name}-{scale}": (kind.TITLE, kind.table, kind.DIFFERS) for name, kind in tasks.items() for scale in kind.RECORDS}
+    """Write results/README.md and the regions of README.md from the records of experiments and benchmarks."""
+    sections = {f"{name}-{scale}": (kind.TITLE, kind.table, kind.DIFFERS)
+                for name, kind in tasks.items() for scale in kind.RECORDS}
     sections |= {stem: (title, show, "") for stem, (title, show) in bench.items()}
     results, readme = root / "results", root / "README.md"
     atomic_bytes(results / "README.md", results_page(results, sections).encode())
     lines = {name: kind.headline(read_json(results / f"{name}-pocket.json")) for name, kind in tasks.items()
              if (results / f"{name}-pocket.json").exists()}
-    bullets = [f"* **{tasks[name].TITLE}**, `python train.py --task {name}`: {line}" for name, line in lines.items()
-               if name != "addition"]
+    bullets = [f"* **{tasks[name].TITLE}**, `python train.py --task {name}`: {line}"
+               for name, line in lines.items() if name != "addition"]
     regions = {"addition": lines.get("addition", ""), "others": "\n".join(bullets)}
-    atomic_bytes(readme, filled(readme.read_text(encoding="utf-8"), regions).encode())
+    atomic_bytes(readme, fill_regions(readme.read_text(encoding="utf-8"), regions).encode())

@@ -1,4 +1,4 @@
-"""Settings that explain and check themselves: a dataclass field with help, range and unit is a flag, its help, and its check."""
+"""Settings that explain and check themselves: a field with help, range and unit is a flag with its check."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ KINDS = {"int": int, "float": float, "str": str, "bool": bool, "list[int]": int}
 PRECISIONS = ("auto", "bf16", "fp32")
 
 
-def option(default: Any, help: str, *, least: float | None = None, most: float | None = None, above: float | None = None,
-           below: float | None = None, unit: str = "", choices: Iterable[str] | None = None, free: bool = False) -> Any:
-    """A settings field: its explanation, the range and unit of its value, and whether a rerun in the same folder may change it."""
+def option(default: Any, help: str, *, least: float | None = None, most: float | None = None,
+           above: float | None = None, below: float | None = None, unit: str = "",
+           choices: Iterable[str] | None = None, free: bool = False) -> Any:
+    """A settings field: its help, range and unit. `free`: a rerun in the same folder may change it."""
     default = {"default_factory": default} if callable(default) else {"default": default}
-    return dataclasses.field(**default, metadata={"help": help, "least": least, "most": most, "above": above, "below": below,
-                                                  "unit": unit, "choices": choices, "free": free})
+    return dataclasses.field(**default, metadata={
+        "help": help, "least": least, "most": most, "above": above, "below": below, "unit": unit,
+        "choices": choices, "free": free})
 
 
 def flag(field: dataclasses.Field | str) -> str:
@@ -32,7 +34,7 @@ def flag(field: dataclasses.Field | str) -> str:
 
 
 def check(settings: Any) -> None:
-    """Raises ValueError, with the flag's name, where a setting is of a wrong type, not finite, or out of its range."""
+    """Raises ValueError, with the flag's name, for a setting of a wrong type, not finite, or out of range."""
     for field in dataclasses.fields(settings):
         given = getattr(settings, field.name)
         if given is None or field.type.removesuffix(" | None") not in KINDS:
@@ -45,7 +47,8 @@ def check(settings: Any) -> None:
 
 def what_is_wrong(value: Any, kind: type, field: Any) -> str:
     """A clause that says what a value must be, or nothing."""
-    if not isinstance(value, (int, float) if kind is float else kind) or (isinstance(value, bool) and kind is not bool):
+    known = isinstance(value, (int, float) if kind is float else kind)
+    if not known or (isinstance(value, bool) and kind is not bool):
         return f"it must be of type {kind.__name__}"
     if field["choices"] and value not in field["choices"]:
         return f"choose from {', '.join(field['choices'])}"
@@ -55,8 +58,9 @@ def what_is_wrong(value: Any, kind: type, field: Any) -> str:
 
 
 def inside(value: float, field: Any) -> bool:
-    return ((field["least"] is None or value >= field["least"]) and (field["most"] is None or value <= field["most"])
-            and (field["above"] is None or value > field["above"]) and (field["below"] is None or value < field["below"]))
+    least, most, above, below = (field[name] for name in ("least", "most", "above", "below"))
+    return ((least is None or value >= least) and (most is None or value <= most)
+            and (above is None or value > above) and (below is None or value < below))
 
 
 def range_of(field: Any) -> str:
@@ -72,11 +76,11 @@ def range_of(field: Any) -> str:
 class RunSettings:
     """Settings of every experiment. A subclass may give its fields other defaults."""
 
-    scale: str = option("pocket", "pocket, or another preset of the experiment; flags change single settings of it")
-    precision: str = option("auto", "bf16, fp32, or auto: what is fast on this machine; weights are always kept in fp32",
+    scale: str = option("pocket", "pocket, or another preset of the experiment; flags change its settings")
+    precision: str = option("auto", "bf16, fp32, or auto: what is fast on this machine; weights stay in fp32",
                             choices=PRECISIONS)
-    save_every: float = option(30.0, "time between checkpoints, from which an interrupted run goes on", least=0, unit="seconds",
-                               free=True)
+    save_every: float = option(30.0, "between checkpoints, from which an interrupted run goes on", least=0,
+                               unit="seconds", free=True)
 
     def __post_init__(self) -> None:
         check(self)
@@ -84,19 +88,20 @@ class RunSettings:
 
 @dataclass
 class DistillSettings(RunSettings):
-    """How the student is trained. The paper: the loss empirical, on 100 samples for each label (section 2.4)."""
+    """How the student is trained. The paper: the loss empirical on 100 samples a label (section 2.4)."""
 
     model: str = option("data/pocket", "folder or hub id of the model to start from")
-    loss: str = option("empirical", "the student's loss, by its name in losses.py; the paper's is empirical", choices=LOSSES)
-    jsd_beta: float = option(0.5, "of the loss jsd: the weight β of the teacher, between forward and reverse KL", above=0, below=1)
-    labels: str = option("auto", "what is kept of the teacher's distributions: sampled, top, exact, or auto: what the loss needs",
+    loss: str = option("empirical", "by its name in losses.py; the paper's is empirical", choices=LOSSES)
+    jsd_beta: float = option(0.5, "of the loss jsd: the teacher's weight β, between forward and reverse KL",
+                             above=0, below=1)
+    labels: str = option("auto", "form of soft labels: sampled, top, exact, or auto: what the loss needs",
                          choices=("auto", "sampled", "top", "exact"))
     label_samples: int = option(100, "size of a sampled label", least=1, most=1_000_000, unit="samples")
     label_top: int = option(16, "size of a top label", least=1, most=1_000_000, unit="likeliest tokens")
     warmup: float = option(0.02, "share of the steps with a growing learning rate", least=0, most=1)
-    decay: float = option(0.3, "share of the steps, at the end, with a falling learning rate", least=0, most=1)
+    decay: float = option(0.3, "share of the steps, at the end, with a falling rate", least=0, most=1)
     clip: float = option(1.0, "largest gradient norm; 0: no clipping", least=0)
-    optimiser: str = option("adamw", "adamw (the paper's), or muon for the matrices inside the layers", choices=OPTIMISERS)
+    optimiser: str = option("adamw", "adamw (the paper's), or muon inside the layers", choices=OPTIMISERS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,12 +109,13 @@ class DistillSettings(RunSettings):
 
     def practice_settings(self, max_new_tokens: int) -> PracticeSettings:
         kind = label_kind(self.loss) if self.labels == "auto" else self.labels
-        return PracticeSettings(kind, self.label_samples, self.label_top, max_new_tokens=max_new_tokens, precision=self.precision)
+        return PracticeSettings(kind, self.label_samples, self.label_top, max_new_tokens=max_new_tokens,
+                                precision=self.precision)
 
     def fit_settings(self, **changes: Any) -> FitSettings:
-        """Every field of FitSettings that the experiment has a setting of the same name for, and these."""
-        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(FitSettings) if hasattr(self, field.name)}
-        return FitSettings(**(own | changes))
+        """The experiment's settings of the same names as fields of FitSettings, and these changes."""
+        names = [field.name for field in dataclasses.fields(FitSettings) if hasattr(self, field.name)]
+        return FitSettings(**({name: getattr(self, name) for name in names} | changes))
 
 
 @dataclass
@@ -147,15 +153,17 @@ def near(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {match[0]}?" if match else ""
 
 
-def add_flags(parser: argparse._ActionsContainer, settings: type, preset: dict[str, Any] | None = None) -> None:
-    """One flag for every field; its help has the field's explanation, range, unit and default (`preset`'s where it has one)."""
+def add_flags(parser: argparse._ActionsContainer, settings: type,
+              preset: dict[str, Any] | None = None) -> None:
+    """A flag for every field. Its help has explanation, range, unit and default (`preset`'s or its own)."""
     for field in dataclasses.fields(settings):
         default = field.default_factory() if field.default is MISSING else field.default
         default, text = (preset or {}).get(field.name, default), field.metadata["help"]
         if field.type == "bool":
             parser.add_argument(flag(field), action="store_true", default=None, help=text)
             continue
-        details = [range_of(field.metadata), "" if default in (None, "") else f"default: {shown(default)} {field.metadata['unit']}"]
+        usual = "" if default in (None, "") else f"default: {as_text(default)} {field.metadata['unit']}"
+        details = [range_of(field.metadata), usual]
         text += f" ({'; '.join(detail.strip() for detail in details if detail)})" if any(details) else ""
         choices = list(field.metadata["choices"]) if field.metadata["choices"] else None
         many = {"nargs": "+"} if field.type.startswith("list") else {}
@@ -163,13 +171,14 @@ def add_flags(parser: argparse._ActionsContainer, settings: type, preset: dict[s
                             metavar=field.name.upper(), help=text.replace("%", "%%"), **many)
 
 
-def shown(value: Any) -> str:
+def as_text(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def command_line(description: str, flags: type, tasks: dict[str, Any],
-                 settings_of: Callable[[Any], tuple[type, dict[str, Any]]]) -> tuple[argparse.Namespace, Any, Any]:
-    """What was typed, the flags that every task has (`flags`, checked), and the task: an entry of `tasks`.
+def command_line(
+        description: str, flags: type, tasks: dict[str, Any],
+        settings_of: Callable[[Any], tuple[type, dict[str, Any]]]) -> tuple[argparse.Namespace, Any, Any]:
+    """The arguments, the checked `flags` of every task, and the chosen entry of `tasks`.
 
     `settings_of` gives the task's own settings and their preset. Raises ValueError for an unknown task.
     """
@@ -198,7 +207,7 @@ def task_name(parser: Parser, flags: type, tasks: dict[str, Any]) -> str:
 
 
 def settings_from(arguments: argparse.Namespace, settings: type, *presets: dict[str, Any]) -> Any:
-    """Defaults, then presets in order, then what was given on the command line. Raises ValueError as `check` does."""
+    """Defaults, then presets in order, then the command line's values. Raises ValueError as `check` does."""
     merged = {name: value for preset in presets for name, value in preset.items()}
     names = [field.name for field in dataclasses.fields(settings)]
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
@@ -211,12 +220,12 @@ def differences(settings: Any, *presets: dict[str, Any]) -> list[str]:
     """The flags of the settings that are not what the presets give, for a run to show."""
     usual = type(settings)(**{name: value for preset in presets for name, value in preset.items()})
     pairs = [(field, getattr(settings, field.name)) for field in dataclasses.fields(settings)]
-    return [flag(field) + ("" if value is True else f" {shown(value)}") for field, value in pairs
+    return [flag(field) + ("" if value is True else f" {as_text(value)}") for field, value in pairs
             if value != getattr(usual, field.name)]
 
 
 def guarded(main: Callable[[], None]) -> None:
-    """Run main; what a user can cause or mend ends in one sentence instead of a traceback."""
+    """Run main. What a user can cause or mend ends in one sentence instead of a traceback."""
     try:
         main()
     except KeyboardInterrupt:
