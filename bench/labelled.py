@@ -1,6 +1,6 @@
-"""How many labelled scratchpads does the teacher need? Its validation accuracy at several budgets, as a record and a plot.
+"""How many labelled scratchpads does the teacher need? Its validation accuracy at several budgets.
 
-    python -m bench.labelled --seeds 0 1 2          # writes results/addition-labelled.json and .png (the plot needs matplotlib)
+    python -m bench.labelled --seeds 0 1 2   # writes results/addition-labelled.json and (matplotlib) .png
 
 Every budget gets the same number of optimiser steps as train.py's default. A rerun resumes.
 """
@@ -25,12 +25,14 @@ DEFAULT = AdditionSettings()
 
 def main() -> None:
     arguments = parse()
-    runs = {budget: [prepared(budget, seed, arguments) for seed in arguments.seeds] for budget in arguments.budgets}
-    make_all([run for several in runs.values() for run in several], arguments.jobs or usual_jobs(arguments.device))
+    runs = {budget: [experiment(budget, seed, arguments) for seed in arguments.seeds]
+            for budget in arguments.budgets}
+    jobs = arguments.jobs or usual_jobs(arguments.device)
+    make_all([run for several in runs.values() for run in several], jobs)
     figures = [{"metrics": {str(budget): several[i].folder.get("teacher_validation")["accuracy"]
                             for budget, several in runs.items()}} for i in range(len(arguments.seeds))]
-    notes = [{f"{budget}--{stage}": note for budget, several in runs.items() for stage, note in several[i].folder.notes().items()}
-             for i in range(len(arguments.seeds))]
+    notes = [{f"{budget}--{stage}": note for budget, several in runs.items()
+              for stage, note in several[i].folder.notes().items()} for i in range(len(arguments.seeds))]
     result = make_record("addition", replace(DEFAULT, scale="labelled"), arguments.seeds, figures, notes, {})
     atomic_json(ROOT / "results" / "addition-labelled.json", result)
     for budget, metric in result["metrics"].items():
@@ -40,16 +42,17 @@ def main() -> None:
 
 def parse() -> Any:
     parser = Parser(__doc__.splitlines()[0])
-    parser.add_argument("--budgets", type=int, nargs="+", default=[250, 499, 1000, 2000, 5000], help="labelled questions")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[250, 499, 1000, 2000, 5000],
+                        help="labelled questions")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--device", default="auto", type=pick_device)
-    parser.add_argument("--jobs", type=int, default=0, help="teachers trained side by side; 0: as many as cores on a CPU")
-    parser.add_argument("--reuse", type=Path, help="run folder of the table, whose teachers serve for their own budget")
+    parser.add_argument("--jobs", type=int, default=0, help="teachers side by side; 0: one for each CPU core")
+    parser.add_argument("--reuse", type=Path, help="the table's run folder, to take its teachers from")
     parser.add_argument("--out", type=Path, default=Path("runs/labelled"), help="run folder")
     return parser.parse_args()
 
 
-def prepared(budget: int, seed: int, arguments: Any) -> Addition:
+def experiment(budget: int, seed: int, arguments: Any) -> Addition:
     """The experiment of this budget and seed, up to its teacher."""
     epochs = max(1, round(DEFAULT.teacher_epochs * DEFAULT.train_questions / budget))
     settings = replace(DEFAULT, train_questions=budget, teacher_epochs=epochs, until="teacher", floor=0.0)
@@ -62,9 +65,10 @@ def prepared(budget: int, seed: int, arguments: Any) -> Addition:
 
 def draw(axes: Any, metrics: dict[str, Any]) -> None:
     budgets = list(map(int, metrics))
-    axes.errorbar(budgets, [m["mean"] for m in metrics.values()], yerr=[m["std"] or 0.0 for m in metrics.values()],
-                  marker="o", capsize=3)
-    axes.set(xscale="log", xlabel="labelled scratchpads", ylabel="teacher accuracy, %", xticks=budgets, xticklabels=budgets)
+    axes.errorbar(budgets, [m["mean"] for m in metrics.values()],
+                  yerr=[m["std"] or 0.0 for m in metrics.values()], marker="o", capsize=3)
+    axes.set(xscale="log", xlabel="labelled scratchpads", ylabel="teacher accuracy, %", xticks=budgets,
+             xticklabels=budgets)
     axes.set_xticks([], minor=True)
     axes.grid(alpha=0.3)
 

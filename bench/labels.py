@@ -1,18 +1,20 @@
-"""What soft labels cost and how near they come: bytes stored, peak memory and time of a loss, error of its gradient.
+"""What soft labels cost and how exact they are: bytes stored, memory, time and gradient error of a loss.
 
-    OMP_NUM_THREADS=1 python -m bench.labels           # from the repository's root; about 2 minutes on a free CPU core, 2 GB
-    pip install matplotlib                             # needed for the plot only
+    OMP_NUM_THREADS=1 python -m bench.labels   # from the repository's root; 2 minutes on a CPU core, 2 GB
+    pip install matplotlib                     # only for the plot
     python -m bench.labels --vocabulary 32128 --out /tmp/one.json
 
-The teacher is made up: the tokens of a position, in random order, have the logits −s log(rank) + N(0, 1), Zipf's law with
-noise. s is drawn for each position, log-uniformly from 1 to 10: some positions are nearly flat (about 7 nats), some all but
-certain, most between them (the record has the quantiles of the entropy). The student's logits are the teacher's + N(0, 1).
+The teacher is made up: the tokens of a position, in random order, have the logits −s log(rank) + N(0, 1),
+Zipf's law with noise. Each position draws s log-uniformly from 1 to 10: some positions are nearly flat (about
+7 nats), some all but certain, most in between (the record has the quantiles of the entropy). The student's
+logits are the teacher's + N(0, 1).
 
-Peak memory is what one forward and backward pass of the loss allocates on top of the logits, and the label or dense target.
-The gradient g is the one with respect to the student's logits; with the whole distribution q as the label it is p − q. The
-relative error ‖g − (p − q)‖ / ‖p − q‖ is given of all positions as one long vector ("whole"), and as the average over positions
-("position"). For N samples E‖g − (p − q)‖² = (1 − Σ q²) / N, hence "expected". The expected average is an upper bound, since it
-is made of root mean squares; much of it comes from positions that the student has already learnt, where ‖p − q‖ is nearly 0.
+Peak memory: the label or dense target, and what a forward and backward pass of the loss allocates on top of
+the logits. The gradient g is with respect to the student's logits; with the whole distribution q as the label
+it is p − q. The relative error ‖g − (p − q)‖ / ‖p − q‖ is that of all positions as one vector ("whole"), or
+the average over positions ("position"). For N samples E‖g − (p − q)‖² = (1 − Σ q²) / N, hence "expected". The
+expected average is an upper bound, since it consists of root mean squares. Much of it comes from positions
+that the student already knows, where ‖p − q‖ is nearly 0.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from minicd.distill import PracticeSettings, soft_labels
 from minicd.labels import Examples, LabelBatch, Ragged, SoftLabels
 from minicd.losses import LOSSES, label_kind, mean_over_answers
 
-NAMES = {32128: "T5", 151936: "Qwen3"}  # models with the vocabularies that are measured unless others are asked for
+NAMES = {32128: "T5", 151936: "Qwen3"}  # the default vocabularies, and models that have them
 SHAPE = (4, 32)  # answers and their tokens
 EXPONENTS = (1.0, 10.0)
 SAMPLES, TOPS = (1, 10, 100, 1000), (1, 4, 16, 64, 256)
@@ -52,7 +54,7 @@ def draw(vocabulary: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     how = {"generator": generator, "device": generator.device}
     positions, (low, high) = SHAPE[0] * SHAPE[1], EXPONENTS
     exponent = low * (high / low) ** torch.rand(positions, 1, **how)
-    shift = torch.randint(vocabulary, (positions, 1), **how)  # a permutation for every position would take long to draw
+    shift = torch.randint(vocabulary, (positions, 1), **how)  # faster than a permutation for every position
     rank = (torch.randperm(vocabulary, **how) + shift) % vocabulary
     teacher = torch.randn(positions, vocabulary, **how) - exponent * (rank + 1).log()
     return teacher, teacher + torch.randn(teacher.shape, **how)
@@ -86,10 +88,11 @@ def stored(labels: SoftLabels) -> float:
 
 
 def sparse(name: str, made: dict[str, SoftLabels], tokens: Tensor) -> tuple[Callable, int]:
-    """A loss of losses.py with its kind of label: a function of the logits [B, T, V], and the bytes of the label."""
+    """A loss of losses.py with its label: a function of the logits [B, T, V], and the bytes of the label."""
     hard = SoftLabels.one_hot(tokens.flatten().cpu())
     labels = batch(hard if name == "hard" else made[label_kind(name)], tokens)
-    return lambda z: mean_over_answers(LOSSES[name](z, labels), labels.mask), sum(t.nbytes for t in vars(labels).values())
+    size = sum(tensor.nbytes for tensor in vars(labels).values())
+    return lambda z: mean_over_answers(LOSSES[name](z, labels), labels.mask), size
 
 
 def dense(name: str, teacher: Tensor) -> tuple[Callable, int]:
@@ -100,7 +103,8 @@ def dense(name: str, teacher: Tensor) -> tuple[Callable, int]:
     return lambda z: F.kl_div(z.flatten(0, 1).log_softmax(-1), target, reduction="batchmean"), target.nbytes
 
 
-def costs(teacher: Tensor, student: Tensor, made: dict[str, SoftLabels], arguments) -> dict[str, dict[str, float]]:
+def costs(teacher: Tensor, student: Tensor, made: dict[str, SoftLabels],
+          arguments) -> dict[str, dict[str, float]]:
     """Peak memory and time of a forward and backward pass of every loss, on the same logits."""
     z = student.view(*SHAPE, -1).requires_grad_()
     tokens = torch.multinomial(teacher.softmax(-1), 1).view(SHAPE)
@@ -114,8 +118,8 @@ def costs(teacher: Tensor, student: Tensor, made: dict[str, SoftLabels], argumen
         allocated = (cuda_peak if z.is_cuda else cpu_peak)(step)
         found[name] = {"peak_mib": round((held + allocated) / MIB, 2), "label_mib": round(held / MIB, 2),
                        "copies": round((held + allocated) / z.nbytes, 2), "ms": round(1000 * seconds, 1)}
-        print(f"    {name:9} peak {found[name]['peak_mib']:8.1f} MiB, {found[name]['copies']:5.2f} times the logits, "
-              f"{found[name]['ms']:7.1f} ms", flush=True)
+        print(f"    {name:9} peak {found[name]['peak_mib']:8.1f} MiB, {found[name]['copies']:5.2f} times "
+              f"the logits, {found[name]['ms']:7.1f} ms", flush=True)
     return found
 
 
@@ -135,7 +139,7 @@ def timed(call: Callable, arguments) -> float:
 
 
 def cpu_peak(call: Callable) -> int:
-    """The most bytes that PyTorch's allocator has given out and not got back, what kernels take for themselves included."""
+    """The most bytes out of PyTorch's allocator at a time, kernels' own use included."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler announces every start and stop
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         call()
@@ -143,8 +147,8 @@ def cpu_peak(call: Callable) -> int:
         path = Path(folder) / "trace.json"
         seen.export_chrome_trace(str(path))
         events = json.loads(path.read_text())["traceEvents"]
-    events = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]")
-    return max(accumulate(size for _, size in events))
+    changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]")
+    return max(accumulate(size for _, size in changes))
 
 
 def cuda_peak(call: Callable) -> int:
@@ -157,13 +161,14 @@ def cuda_peak(call: Callable) -> int:
 def gradient(loss: str, logits: Tensor, labels: SoftLabels) -> Tensor:
     """Of the loss, summed over positions, with respect to logits [positions, V]."""
     z = logits[None].detach().requires_grad_()
-    tokens = torch.zeros(z.shape[:2], dtype=torch.long, device=z.device)  # no loss that comes here looks at them
+    tokens = torch.zeros(z.shape[:2], dtype=torch.long, device=z.device)  # unused by these losses
     return torch.autograd.grad(LOSSES[loss](z, batch(labels, tokens)).sum(), z)[0][0]
 
 
 def relative(error: Tensor, length: Tensor) -> dict[str, float]:
-    """‖error‖² and ‖p − q‖² of the positions → the relative error of all as one vector, and its average over positions."""
-    return {"whole": (error.sum() / length.sum()).sqrt().item(), "position": (error / length).sqrt().mean().item()}
+    """‖error‖² and ‖p − q‖² of the positions → the relative error of one long vector, and the average one."""
+    return {"whole": (error.sum() / length.sum()).sqrt().item(),
+            "position": (error / length).sqrt().mean().item()}
 
 
 def errors(vocabulary: int, seed: int, device: torch.device) -> dict[tuple[str, int], dict[str, float]]:
@@ -185,9 +190,10 @@ def errors(vocabulary: int, seed: int, device: torch.device) -> dict[tuple[str, 
 
 
 def gradients(vocabulary: int, arguments) -> list[dict[str, Any]]:
-    """The same for all seeds, with their mean and spread, one row a label."""
+    """The errors of all seeds, with mean and spread, one row a label."""
     seeds = [errors(vocabulary, seed, arguments.device) for seed in arguments.seeds]
-    rows = [{"label": kind, "size": size} | {key: spread([seed[kind, size][key] for seed in seeds]) for key in figures}
+    rows = [{"label": kind, "size": size}
+            | {key: spread([seed[kind, size][key] for seed in seeds]) for key in figures}
             for (kind, size), figures in seeds[0].items()]
     for row in rows:
         print(f"    {row['label']:8}{row['size'] or '':5}" + "".join(
@@ -196,7 +202,7 @@ def gradients(vocabulary: int, arguments) -> list[dict[str, Any]]:
 
 
 def spread(values: list[float]) -> dict[str, Any]:
-    """Mean and sample standard deviation, all to four digits: these errors are of very different sizes."""
+    """Mean and sample standard deviation, to four digits: these errors are of very different sizes."""
     std = digits(statistics.stdev(values)) if len(values) > 1 else None
     return {"values": list(map(digits, values)), "mean": digits(statistics.mean(values)), "std": std}
 
@@ -237,7 +243,8 @@ def plot(results: list[dict[str, Any]], path: Path) -> bool:
 def curve(axes, rows: list[dict[str, Any]], title: str, vocabulary: int, **how: Any) -> None:
     """One line with the seeds' standard deviation; dotted: what is expected of samples."""
     sizes = [row["size"] for row in rows]
-    axes.errorbar(sizes, [row["whole"]["mean"] for row in rows], yerr=[row["whole"]["std"] or 0.0 for row in rows], capsize=3,
+    whole = [row["whole"] for row in rows]
+    axes.errorbar(sizes, [w["mean"] for w in whole], yerr=[w["std"] or 0.0 for w in whole], capsize=3,
                   linewidth=1, label=f"{title}, vocabulary {vocabulary:,}", **how)
     if rows and "expected_whole" in rows[0]:
         axes.plot(sizes, [row["expected_whole"]["mean"] for row in rows], ":", color=how["color"])
@@ -245,7 +252,7 @@ def curve(axes, rows: list[dict[str, Any]], title: str, vocabulary: int, **how: 
 
 def parse() -> Any:
     parser = Parser(__doc__.splitlines()[0])
-    parser.add_argument("--vocabulary", type=count, action="append", help="only this size; may be given several times")
+    parser.add_argument("--vocabulary", type=count, action="append", help="only this size; may be repeated")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the gradient's error")
     parser.add_argument("--rounds", type=count, default=3, help="timed passes of each loss")
     return parsed(parser, "bench-labels", out="the record; beside it the plot")
@@ -256,8 +263,8 @@ def main() -> None:
     results = [measure(vocabulary, arguments) for vocabulary in arguments.vocabulary or NAMES]
     drawn = plot(results, arguments.out.with_suffix(".png"))
     practice = PracticeSettings()
-    settings = {"shape": SHAPE, "exponents": EXPONENTS, "samples": practice.label_samples, "top": practice.label_top,
-                "rounds": arguments.rounds, "cpu_time": arguments.cpu_time}
+    settings = {"shape": SHAPE, "exponents": EXPONENTS, "samples": practice.label_samples,
+                "top": practice.label_top, "rounds": arguments.rounds, "cpu_time": arguments.cpu_time}
     publish(arguments.out, arguments.device, settings, results, seeds=arguments.seeds, plot=drawn,
             minutes=round((time.monotonic() - start) / 60, 2))
 

@@ -1,12 +1,13 @@
-"""Decoding speed: minicd.generate against Hugging Face transformers' generate, same weights and same prompts, greedy.
+"""Decoding speed: minicd's generate against Hugging Face transformers', same weights and prompts, greedy.
 
-    pip install transformers                            # needed by this benchmark only
-    OMP_NUM_THREADS=1 python -m bench.sampling          # from the repository's root; about 17 minutes on a free CPU core
+    pip install transformers                     # needed by this benchmark only
+    OMP_NUM_THREADS=1 python -m bench.sampling   # from the repository's root; 17 minutes on a free CPU core
     python -m bench.sampling --shape "GPT-2 small" --precision bf16 --batch 16 --out /tmp/one.json
 
-Both sides load the same folder of random weights, in the same type, and first have to write the same tokens. They take turns
-in one process; a figure is the median over the rounds, after one untimed turn each. Tokens per second are the tokens written
-÷ the seconds of the whole call, prompt included. On CUDA, transformers' compiled static cache is a third side.
+Both sides load the same folder of random weights, in the same type, and first have to write the same tokens.
+They take turns in one process; a figure is the median over the rounds, after one untimed turn each. Tokens
+per second are the tokens written ÷ the seconds of the whole call, prompt included. On CUDA, transformers'
+compiled static cache is a third side.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ Rows = list[list[int]]
 
 
 class Case(NamedTuple):
-    """One call of generate. Every row writes `new` tokens; with `stop`, rows end at different times, after at most as many."""
+    """One call of generate. Every row writes `new` tokens; with `stop`, rows may end earlier."""
 
     batch: int
     prompt: int | tuple[int, int]
@@ -57,28 +58,31 @@ class Case(NamedTuple):
         return f"{self.batch} × {prompt} → {'up to ' * self.stop}{self.new}"
 
 
-LLAMA = dict(architectures=["LlamaForCausalLM"], model_type="llama", rms_norm_eps=1e-5, eos_token_id=1, bos_token_id=2)
+LLAMA = dict(architectures=["LlamaForCausalLM"], model_type="llama", rms_norm_eps=1e-5, eos_token_id=1,
+             bos_token_id=2)
 LLAMA_260K = read_config(LLAMA | dict(
-    hidden_size=64, intermediate_size=172, num_hidden_layers=5, num_attention_heads=8, num_key_value_heads=4, vocab_size=512,
-    max_position_embeddings=512, tie_word_embeddings=True))
+    hidden_size=64, intermediate_size=172, num_hidden_layers=5, num_attention_heads=8, num_key_value_heads=4,
+    vocab_size=512, max_position_embeddings=512, tie_word_embeddings=True))
 LLAMA_1B = read_config(LLAMA | dict(
-    hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32, num_key_value_heads=4,
-    vocab_size=32000, max_position_embeddings=2048, tie_word_embeddings=False))
-GPT2 = read_config(dict(architectures=["GPT2LMHeadModel"], model_type="gpt2", vocab_size=50257, n_positions=1024, n_embd=768,
-                        n_layer=12, n_head=12, eos_token_id=1, bos_token_id=2))
+    hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32,
+    num_key_value_heads=4, vocab_size=32000, max_position_embeddings=2048, tie_word_embeddings=False))
+GPT2 = read_config(dict(
+    architectures=["GPT2LMHeadModel"], model_type="gpt2", vocab_size=50257, n_positions=1024, n_embd=768,
+    n_layer=12, n_head=12, eos_token_id=1, bos_token_id=2))
 LARGE = "1B Llama"  # only in bf16, and on the CPU only if asked for
 # A model and the calls to time. On the CPU, memory is measured in the last one.
 SHAPES = {
-    "T5-small v1.1": (SMALL, [Case(1, 32, 32), Case(16, 32, 32), Case(64, 32, 32), Case(64, 32, 64, stop=True), Case(256, 32, 16),
-                              Case(64, MIXED, 32)]),
+    "T5-small v1.1": (SMALL, [Case(1, 32, 32), Case(16, 32, 32), Case(64, 32, 32),
+                              Case(64, 32, 64, stop=True), Case(256, 32, 16), Case(64, MIXED, 32)]),
     "GPT-2 small": (GPT2, [Case(1, 32, 32), Case(16, 32, 32), Case(16, MIXED, 32)]),
-    "260K Llama": (LLAMA_260K, [Case(1, 32, 128), Case(64, 32, 200), Case(256, MIXED, 100, stop=True), Case(256, MIXED, 100)]),
+    "260K Llama": (LLAMA_260K, [Case(1, 32, 128), Case(64, 32, 200), Case(256, MIXED, 100, stop=True),
+                                Case(256, MIXED, 100)]),
     LARGE: (LLAMA_1B, [Case(1, 32, 128), Case(16, 32, 128), Case(64, MIXED, 200), Case(256, MIXED, 200)]),
 }
 
 
 def write_folder(config: Any, precision: str, folder: str) -> None:
-    """A folder of random weights, already rounded to the precision, so that both sides compute with the same numbers."""
+    """A folder of random weights, rounded to the precision: both sides compute with the same numbers."""
     model = build(config)
     initialise(model, 0) if isinstance(model, T5) else draw(model)
     save(model.to(DTYPES[precision]), word_tokenizer(["word"]), folder)
@@ -86,7 +90,7 @@ def write_folder(config: Any, precision: str, folder: str) -> None:
 
 @torch.no_grad()
 def draw(model: nn.Module) -> None:
-    """Blocks that outweigh the embedding: with GPT-2's own scale a small tied model only repeats its last token."""
+    """Blocks outweigh the embedding: with GPT-2's scale a small tied model only repeats its last token."""
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         if "norm" not in name:
@@ -102,14 +106,16 @@ def minicd_side(folder: str, precision: str, device: torch.device) -> tuple[Call
     model, _ = load(folder, device, DTYPES[precision])
 
     def write(prompts: Rows, new: int, stop: list[int]) -> Rows:
-        model.config = replace(model.config, eos_token_id=stop[0] if stop else model.config.vocab_size)  # the latter never comes
+        end = stop[0] if stop else model.config.vocab_size  # the latter never comes
+        model.config = replace(model.config, eos_token_id=end)
         return sampling.generate(model, prompts, new, temperature=0, stop=stop, batch_size=len(prompts),
                                  precision="auto" if precision == "bf16" else precision)
     return write, model
 
 
-def transformers_side(folder: str, precision: str, device: torch.device) -> tuple[Callable[..., Rows], nn.Module]:
-    """The same with transformers, whose generate has its defaults but for what `how` says; it pads decoders on the left."""
+def transformers_side(folder: str, precision: str,
+                      device: torch.device) -> tuple[Callable[..., Rows], nn.Module]:
+    """The same with transformers: generate with its defaults and `how`; decoders are padded on the left."""
     hf = import_transformers()
     seq2seq = hf.AutoConfig.from_pretrained(folder).is_encoder_decoder
     kind = hf.AutoModelForSeq2SeqLM if seq2seq else hf.AutoModelForCausalLM
@@ -119,8 +125,8 @@ def transformers_side(folder: str, precision: str, device: torch.device) -> tupl
     @torch.no_grad()
     def write(prompts: Rows, new: int, stop: list[int], **how: Any) -> Rows:
         ids = sampling.pad(prompts, 0) if seq2seq else sampling.pad([row[::-1] for row in prompts], 0).flip(1)
-        out = model.generate(input_ids=ids.to(device), attention_mask=(ids != 0).long().to(device), max_new_tokens=new,
-                             do_sample=False, eos_token_id=stop or None, **how)
+        out = model.generate(input_ids=ids.to(device), attention_mask=(ids != 0).long().to(device),
+                             max_new_tokens=new, do_sample=False, eos_token_id=stop or None, **how)
         rows, ends = out[:, 1 if seq2seq else ids.shape[1] :].tolist(), set(stop)
         return [row[: next((t for t, token in enumerate(row) if token in ends), new)] for row in rows]
     return write, model
@@ -132,9 +138,11 @@ SIDES = {"minicd": minicd_side, "transformers": transformers_side}
 def work_of(case: Case, vocabulary: int) -> tuple[Rows, int, list[int]]:
     """The case's random prompts, how many tokens to write, and those that end a completion."""
     rng = random.Random(0)
-    lengths = [rng.randint(*case.prompt) if isinstance(case.prompt, tuple) else case.prompt for _ in range(case.batch)]
+    lengths = [rng.randint(*case.prompt) if isinstance(case.prompt, tuple) else case.prompt
+               for _ in range(case.batch)]
     prompts = [[rng.randrange(FIRST, vocabulary) for _ in range(length)] for length in lengths]
-    return prompts, case.new, rng.sample(range(FIRST, vocabulary), int(STOPS * vocabulary)) if case.stop else []
+    stop = rng.sample(range(FIRST, vocabulary), int(STOPS * vocabulary)) if case.stop else []
+    return prompts, case.new, stop
 
 
 def check(name: str, precision: str, vocabulary: int, minicd: Callable, transformers: Callable) -> None:
@@ -147,7 +155,8 @@ def check(name: str, precision: str, vocabulary: int, minicd: Callable, transfor
         raise ValueError(f"{name}: these are two different models, or a row stopped early")
 
 
-def measure(name: str, precision: str, case: Case, sides: dict[str, tuple[Callable, nn.Module]], arguments) -> dict[str, Any]:
+def measure(name: str, precision: str, case: Case, sides: dict[str, tuple[Callable, nn.Module]],
+            arguments) -> dict[str, Any]:
     """Time one case, and what else is asked of it."""
     what, model = f"{name}, {precision}, {case}", sides["minicd"][1]
     work, tokens = work_of(case, model.config.vocab_size), case.batch * case.new
@@ -174,9 +183,10 @@ def bandwidth(read: int, rates: dict[str, float], copy_gbps: float) -> dict[str,
 
 
 def static(what: str, tokens: int, arguments, minicd: Callable, transformers: Callable) -> dict[str, Any]:
-    """minicd against transformers with the static cache, which it compiles; where that fails, the error's first line."""
+    """minicd against transformers with its compiled static cache; if that fails, the error's first line."""
+    theirs = partial(transformers, cache_implementation="static")
     try:
-        return turns(what, tokens, arguments, minicd=minicd, static=partial(transformers, cache_implementation="static"))
+        return turns(what, tokens, arguments, minicd=minicd, static=theirs)
     except Exception as error:  # of many types: of compilers, of models that know no such cache
         line = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         print(f"    static cache: {line}", flush=True)
@@ -184,8 +194,9 @@ def static(what: str, tokens: int, arguments, minicd: Callable, transformers: Ca
 
 
 def step_bytes(model: nn.Module, precision: str) -> int:
-    """Bytes of the weights that a decoding step must read: no encoder, and of an embedding that is no head only a row."""
-    unread = ["encoder.", ".cross.kv.", "positions."] + ([] if model.config.tie_word_embeddings else ["shared.", "tokens."])
+    """Bytes of weights that a decoding step reads: no encoder, one row of an embedding that is no head."""
+    unread = ["encoder.", ".cross.kv.", "positions."]
+    unread += [] if model.config.tie_word_embeddings else ["shared.", "tokens."]
     sizes = (p.numel() for name, p in model.named_parameters() if not any(part in name for part in unread))
     return DTYPES[precision].itemsize * sum(sizes)
 
@@ -213,7 +224,7 @@ def cuda_peak(call: Callable, model: nn.Module) -> int:
 def cpu_peak(side: str, folder: str, precision: str, case: Case) -> int:
     """The same on the CPU, in a process of its own, without what the libraries take."""
     write, model = SIDES[side](folder, precision, torch.device("cpu"))
-    write(*work_of(Case(1, 4, 2), model.config.vocab_size))  # loads what the libraries load at their first use
+    write(*work_of(Case(1, 4, 2), model.config.vocab_size))  # libraries load more at their first use
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = resident("VmRSS")
@@ -234,11 +245,12 @@ def compare(name: str, precision: str, arguments) -> list[dict[str, Any]]:
     """All cases of one shape in one precision."""
     (config, cases), peaks = SHAPES[name], {}
     cases = [case for case in cases if not arguments.batch or case.batch in arguments.batch]
-    if precision == "bf16":  # rounding makes rows stop at different places on the two sides: two different amounts of work
+    if precision == "bf16":  # rounding makes rows stop at different places: two different amounts of work
         cases = [case for case in cases if not case.stop]
     with tempfile.TemporaryDirectory() as folder:
         write_folder(config, precision, folder)
-        if arguments.memory and cases and arguments.device.type == "cpu" and Path("/proc/self/clear_refs").exists():
+        on_linux_cpu = arguments.device.type == "cpu" and Path("/proc/self/clear_refs").exists()
+        if arguments.memory and cases and on_linux_cpu:
             for side in SIDES:
                 with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                     peaks[side] = pool.submit(cpu_peak, side, folder, precision, cases[-1]).result()
@@ -257,7 +269,8 @@ def parse() -> Any:
         parser.add_argument(flag, choices=choices, action="append", help="only this one")
     parser.add_argument("--batch", type=count, action="append", help="only the cases of this batch")
     parser.add_argument("--rounds", type=count, default=5, help="timed turns of each side")
-    parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="also measure peak memory")
+    parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True,
+                        help="also measure peak memory")
     return parsed(parser, "bench-sampling")
 
 
@@ -267,7 +280,8 @@ def main() -> None:
     arguments.copy_gbps = copy_speed(arguments.device)
     print(f"{hardware(arguments.device)}; a copy runs at {arguments.copy_gbps:.1f} GB/s", flush=True)
     names = arguments.shape or [name for name in SHAPES if name != LARGE or arguments.device.type == "cuda"]
-    for precision in arguments.precision or ["fp32", "bf16"][: 1 + isinstance(autocast(arguments.device), torch.autocast)]:
+    both = isinstance(autocast(arguments.device), torch.autocast)  # bf16 is fast here
+    for precision in arguments.precision or ["fp32", "bf16"][: 1 + both]:
         for name in names:
             results += compare(name, precision, arguments) if name != LARGE or precision == "bf16" else []
     if not results:

@@ -1,11 +1,12 @@
 """Training and labelling speed: minicd against Hugging Face transformers' T5, same weights and same batches.
 
-    pip install transformers                         # needed by this benchmark only
-    OMP_NUM_THREADS=1 python -m bench.train          # from the repository's root; about 4 minutes on a free CPU core
-    OMP_NUM_THREADS=1 python -m bench.train --compile --out results/bench-compile.json   # without transformers
+    pip install transformers                  # needed by this benchmark only
+    OMP_NUM_THREADS=1 python -m bench.train   # from the repository's root; about 4 minutes on a free CPU core
+    OMP_NUM_THREADS=1 python -m bench.train --compile --out results/bench-compile.json  # without transformers
 
-Both sides take turns in one process; a figure is the median over the rounds, after one untimed turn each. They must first
-compute the same loss. Random weights write a fixed number of tokens; "pocket scratchpads" is a trained model that stops.
+Both sides take turns in one process; a figure is the median over the rounds, after one untimed turn each.
+They must first compute the same loss. Random weights write a fixed number of tokens; "pocket scratchpads" is
+a trained model that stops.
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ from minicd.t5 import T5, T5Config, initialise
 from minicd.tasks.addition_questions import draw_questions, teacher_template
 from minicd.training import FitSettings, Run
 
+Rows = list[list[int]]
 PROMPT, ANSWER = 21, 10  # tokens of an example
 BASE = ROOT / "data" / "pocket"
-# A model and one turn's work: training steps and their batch; questions labelled at a time and tokens written for each.
-SMALL = T5Config(vocab_size=32128, d_model=512, d_kv=64, d_ff=1024, num_heads=6, num_layers=8, dropout_rate=0.0,
-                 feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+SMALL = T5Config(vocab_size=32128, d_model=512, d_kv=64, d_ff=1024, num_heads=6, num_layers=8,
+                 dropout_rate=0.0, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+# A model and one turn's work: training steps and their batch; questions to label and tokens for each.
 SHAPES = {"pocket": Shape(config=pocket_config(104), batch=128, steps=10, prompts=512, new_tokens=75),
           "T5-small v1.1": Shape(config=SMALL, batch=16, steps=2, prompts=64, new_tokens=20)}
 
@@ -43,23 +45,27 @@ SHAPES = {"pocket": Shape(config=pocket_config(104), batch=128, steps=10, prompt
 def batch(config: T5Config, size: int, device: torch.device | str = "cpu") -> tuple[torch.Tensor, LabelBatch]:
     """Random prompts [size, PROMPT] and hard labels of random answers [size, ANSWER]."""
     generator = torch.Generator().manual_seed(0)
-    prompts, answers = (torch.randint(3, config.vocab_size, (size, n), generator=generator) for n in (PROMPT, ANSWER))
-    labels = LabelBatch(answers, answers[..., None], torch.ones(size, ANSWER, 1), torch.ones(size, ANSWER, dtype=torch.bool))
+    prompts, answers = (torch.randint(3, config.vocab_size, (size, n), generator=generator)
+                        for n in (PROMPT, ANSWER))
+    mask = torch.ones(size, ANSWER, dtype=torch.bool)
+    labels = LabelBatch(answers, answers[..., None], torch.ones(size, ANSWER, 1), mask)
     return prompts.to(device), labels.to(device)
 
 
 def pair(model: T5, tokenizer, device: torch.device) -> tuple[T5, Any]:
-    """The model and transformers' model of the same weights. Raises ValueError where their losses differ (in fp32)."""
+    """The model and transformers' of the same weights. Raises ValueError if their fp32 losses differ."""
     transformers = import_transformers()
     with tempfile.TemporaryDirectory() as folder:
         save(model, tokenizer, folder)
         other = transformers.T5ForConditionalGeneration.from_pretrained(folder).to(device).eval()
     prompts, labels = batch(model.to(device).eval().config, 4, device)
     with torch.no_grad():
-        ours = torch.nn.functional.cross_entropy(model(prompts, labels.tokens).flatten(0, 1), labels.tokens.flatten()).item()
-        theirs = other(input_ids=prompts, attention_mask=torch.ones_like(prompts), labels=labels.tokens).loss.item()
+        logits, everything = model(prompts, labels.tokens), torch.ones_like(prompts)
+        ours = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.tokens.flatten()).item()
+        theirs = other(input_ids=prompts, attention_mask=everything, labels=labels.tokens).loss.item()
     if not abs(ours - theirs) < 1e-3:
-        raise ValueError(f"these are two different models: loss {ours:.5f} in minicd, {theirs:.5f} in transformers")
+        raise ValueError(f"these are two different models: loss {ours:.5f} in minicd, "
+                         f"{theirs:.5f} in transformers")
     return model, other
 
 
@@ -71,29 +77,33 @@ def our_updates(model: T5, data, steps: int, precision: str) -> Callable[[], Non
 
 def their_updates(model, data, steps: int, precision: str) -> Callable[[], None]:
     """The same with transformers: its own loss, the same optimiser."""
-    (prompts, labels), optimiser = data, torch.optim.AdamW(model.train().parameters(), lr=1e-4, weight_decay=0.0, fused=True)
+    prompts, labels = data
+    optimiser = torch.optim.AdamW(model.train().parameters(), lr=1e-4, weight_decay=0.0, fused=True)
 
     def updates() -> None:
         for _ in range(steps):
             with autocast(prompts.device, precision):
-                loss = model(input_ids=prompts, attention_mask=torch.ones_like(prompts), labels=labels.tokens).loss
+                mask = torch.ones_like(prompts)
+                loss = model(input_ids=prompts, attention_mask=mask, labels=labels.tokens).loss
             loss.backward()
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
     return updates
 
 
-def our_labels(model: T5, prompts: list[list[int]], tokens: int, temperature: float, precision: str) -> list[list[int]]:
+def our_labels(model: T5, prompts: Rows, tokens: int, temperature: float, precision: str) -> Rows:
     return sampling.generate(model, prompts, tokens, temperature, batch_size=len(prompts),
                              precision=precision)
 
 
-def their_labels(model, stop: int | None, prompts: list, tokens: int, temperature: float, precision: str) -> list[list[int]]:
-    """transformers' generate; stop: the token that ends a completion, or None to write all tokens."""
+def their_labels(model, stop: int | None, prompts: Rows, tokens: int, temperature: float,
+                 precision: str) -> Rows:
+    """transformers' generate. `stop`: the token that ends a completion, or None to write all tokens."""
     how = dict(do_sample=True, temperature=temperature, top_k=0) if temperature else dict(do_sample=False)
     ids = sampling.pad(prompts, 0).to(model.device)
     with autocast(model.device, precision), torch.no_grad():
-        out = model.generate(input_ids=ids, attention_mask=ids != 0, max_new_tokens=tokens, eos_token_id=stop, **how)
+        out = model.generate(input_ids=ids, attention_mask=ids != 0, max_new_tokens=tokens,
+                             eos_token_id=stop, **how)
     return [row[: row.index(stop)] if stop in row else row for row in out[:, 1:].tolist()]
 
 
@@ -103,21 +113,24 @@ def compare(name: str, shape: Shape, precision: str, arguments) -> list[dict[str
     ours.config = replace(ours.config, eos_token_id=shape.config.vocab_size)  # no such token: no row stops
     how = batch(shape.config, shape.prompts)[0].tolist(), shape.new_tokens, arguments.temperature, precision
     label = turns(f"{name}, {precision}: questions labelled/s", shape.prompts, arguments,
-                  minicd=partial(our_labels, ours, *how), transformers=partial(their_labels, theirs, None, *how))
+                  minicd=partial(our_labels, ours, *how),
+                  transformers=partial(their_labels, theirs, None, *how))
     how = batch(shape.config, shape.batch, arguments.device), shape.steps, precision
     return [label, turns(f"{name}, {precision}: examples trained/s", shape.batch * shape.steps, arguments,
                          minicd=our_updates(ours, *how), transformers=their_updates(theirs, *how))]
 
 
 def scratchpads(precision: str, arguments) -> list[dict[str, Any]]:
-    """Labelling by a trained model that stops: a teacher adds, or the base works its made-up operations out."""
+    """Labelling by a trained model that stops: a teacher adds, or the base does its made-up operations."""
     model, tokenizer = load(arguments.model or BASE, arguments.device)
-    texts = ([teacher_template(q) for q in draw_questions(512, 8, "test", np.random.default_rng(0))] if arguments.model else
+    questions = draw_questions(512, 8, "test", np.random.default_rng(0))
+    texts = ([teacher_template(q) for q in questions] if arguments.model else
              [operation(rng, rng.randint(1, 8))[0] for rng in map(random.Random, range(512))])
     ours, theirs = pair(model, tokenizer, arguments.device)
     how = tokenizer.encode_all(texts), 90, arguments.temperature, precision
     return [turns(f"pocket scratchpads, {precision}: labelled/s", len(texts), arguments,
-                  minicd=partial(our_labels, ours, *how), transformers=partial(their_labels, theirs, tokenizer.eos_id, *how))]
+                  minicd=partial(our_labels, ours, *how),
+                  transformers=partial(their_labels, theirs, tokenizer.eos_id, *how))]
 
 
 def compiled(name: str, shape: Shape, precision: str, arguments) -> list[dict[str, Any]]:
@@ -135,22 +148,25 @@ def parse() -> Any:
         parser.add_argument(flag, choices=choices, action="append", help="only this one")
     parser.add_argument("--rounds", type=int, default=5, help="timed turns of each side")
     parser.add_argument("--temperature", type=float, default=0.0, help="of the labelling; 0: greedy")
-    parser.add_argument("--model", help="a trained teacher's folder, for the scratchpad rows (default: data/pocket, if there)")
-    parser.add_argument("--compile", action="store_true", help="minicd's training step with and without torch.compile instead")
+    parser.add_argument("--model", help="a trained teacher, for the scratchpad rows (default: data/pocket)")
+    parser.add_argument("--compile", action="store_true",
+                        help="instead: train with and without torch.compile")
     return parsed(parser, "bench-train")
 
 
 def main() -> None:
     arguments = parse()
     names, results = arguments.shape or list(SHAPES), []
-    for precision in arguments.precision or ["fp32", "bf16"][: 1 + isinstance(autocast(arguments.device), torch.autocast)]:
+    both = isinstance(autocast(arguments.device), torch.autocast)  # bf16 is fast here
+    for precision in arguments.precision or ["fp32", "bf16"][: 1 + both]:
         for name in names:
             results += (compiled if arguments.compile else compare)(name, SHAPES[name], precision, arguments)
         if not arguments.compile and "pocket" in names and (arguments.model or BASE.exists()):
             results += scratchpads(precision, arguments)
     settings = {"prompt_tokens": PROMPT, "answer_tokens": ANSWER,
                 **{key: getattr(arguments, key) for key in ("rounds", "temperature", "cpu_time", "model")}}
-    settings["shapes"] = {name: {**vars(SHAPES[name]), "config": asdict(SHAPES[name].config)} for name in names}
+    settings["shapes"] = {name: {**vars(SHAPES[name]), "config": asdict(SHAPES[name].config)}
+                          for name in names}
     publish(arguments.out, arguments.device, settings, results,
             transformers=None if arguments.compile else import_transformers().__version__)
 
