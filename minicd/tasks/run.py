@@ -193,6 +193,7 @@ IN_HELPER: dict[Path, Experiment] = {}  # so that a helper loads the base once
 
 def make_in_helper(kind: type[Experiment], settings: Any, seed: int, path: Path, device: torch.device,
                    stage: str, name: str) -> None:
+    commit()  # as the code is now
     experiment = IN_HELPER.setdefault(path, kind(settings, seed, RunFolder(path, device)))
     progress.NAME = name
     experiment.make(next(s for s in experiment.stages() if s.name == stage))
