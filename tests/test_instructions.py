@@ -26,13 +26,12 @@ from data.world.instructions import world_item, world_tokenizer
 from minicd.hf.tokenizers import read_tokenizer
 from minicd.tokenizer import word_tokenizer
 
-pytestmark = pytest.mark.usefixtures("fp32")
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 POCKET_TASKS = ROOT / "data" / "instructions" / "test"
 BASE = ROOT / "data" / "pocket-instructions"
 SMALL = ["--practice-inputs", "12", "--epochs", "1", "--batch-size", "4", "--label-samples", "5", "--test-instances", "3", "--device", "cpu",
-         "--max-new-tokens", "5", "--jobs", "1"]
+         "--max-new-tokens", "5", "--jobs", "1", "--precision", "fp32"]
 REAL = "task1393,task242,task066,task828"
 
 
@@ -54,6 +53,15 @@ def real_model(tmp_path_factory) -> Path:
                                    feed_forward_proj="gated-gelu", tie_word_embeddings=False)), seed=0)
     folder = tmp_path_factory.mktemp("real")
     save(model, read_tokenizer(path), folder)
+    return folder
+
+
+def links(folder: Path, source: Path, beginnings: str) -> Path:
+    """A folder with only the task files that begin so."""
+    folder.mkdir()
+    for beginning in beginnings.split(","):
+        (path,) = source.glob(f"{beginning}*.json")
+        (folder / path.name).symlink_to(path)
     return folder
 
 
@@ -161,23 +169,39 @@ def test_training_text_begins_without_examples():
 
 @pytest.mark.parametrize("name, more", [("instructions", ["--tasks", 2]), ("explanations", ["--tasks", 3]), ("task_ids", [])])
 def test_the_experiments_run_on_pocket_data_and_resume(name, more, pocket_model, train, tmp_path, capsys):
-    train(name, "--model", pocket_model, "--out", tmp_path, *more)
+    tasks = links(tmp_path / "tasks", POCKET_TASKS, "task501,task502,task503,task504,task516,task517")
+    words = ["--model", pocket_model, "--data", tasks, "--out", tmp_path / "run", *more]
+    train(name, *words)
     output = capsys.readouterr().out
     assert "One practice item" in output and "Definition:" in output
-    result = json.loads((tmp_path / "record.json").read_text())
+    result = json.loads((tmp_path / "run" / "record.json").read_text())
     assert result["task"] == name and result["scale"] == "pocket" and result["minutes"]["total"][0] >= 0
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
-    train(name, "--model", pocket_model, "--out", tmp_path, *more)
+    train(name, *words)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == stamps
-    again = json.loads((tmp_path / "record.json").read_text())
+    again = json.loads((tmp_path / "run" / "record.json").read_text())
     assert again["metrics"] == result["metrics"]
+
+
+def test_a_recursive_student_that_was_interrupted_goes_on(pocket_model, train, tmp_path):
+    """It has copied the first round by then."""
+    train("task_ids", "--model", pocket_model, "--out", tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("mixed_recursive*.json")}
+    weights = tmp_path / "mixed_recursive" / "student-2" / "model.safetensors"
+    student = weights.read_bytes()
+    for path in (weights, tmp_path / "mixed_recursive" / "round-1" / "student.safetensors", *tmp_path.glob("mixed_recursive*.json")):
+        path.unlink()
+    train("task_ids", "--model", pocket_model, "--out", tmp_path)
+    assert weights.read_bytes() == student
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("mixed_recursive*.json")} == before
 
 
 @pytest.fixture
 def evaluate(monkeypatch, capsys):
     """What eval.py --task instructions prints."""
     def run(*words) -> str:
-        monkeypatch.setattr(sys, "argv", ["eval.py", "--task", "instructions", "--device", "cpu", *map(str, words)])
+        monkeypatch.setattr(sys, "argv", ["eval.py", "--task", "instructions", "--device", "cpu", "--precision", "fp32",
+                                          *map(str, words)])
         capsys.readouterr()
         guarded(importlib.import_module("eval").main)
         return capsys.readouterr().out
@@ -201,10 +225,11 @@ def test_the_base_reads_the_instruction_that_it_is_given(evaluate):
 
 def test_a_finished_student_is_evaluated_and_asked(train, evaluate, tmp_path):
     """eval.py gives the figures of the record, from the folder that training leaves."""
-    train("instructions", "--model", BASE, "--out", tmp_path, "--tasks", 2, "--epochs", 40, "--lr", 1e-3)
-    record = json.loads((tmp_path / "record.json").read_text())
+    tasks, out = links(tmp_path / "tasks", POCKET_TASKS, "task501,task516"), tmp_path / "run"
+    train("instructions", "--model", BASE, "--data", tasks, "--out", out, "--tasks", 2, "--epochs", 40, "--lr", 1e-3)
+    record = json.loads((out / "record.json").read_text())
     for name, figures in record["by_task"].items():
-        path, (data,) = tmp_path / name / "student", POCKET_TASKS.glob(f"{name}.json")
+        path, (data,) = out / name / "student", POCKET_TASKS.glob(f"{name}.json")
         words = ["--data", data, "--test-instances", 3, "--max-new-tokens", 5]
         assert f"bare {figures['after']:.1f}" in evaluate("--model", path, *words).splitlines()[0]
         teacher, mean = evaluate("--model", BASE, *words).splitlines()
@@ -218,11 +243,7 @@ def test_a_finished_student_is_evaluated_and_asked(train, evaluate, tmp_path):
 @pytest.mark.parametrize("name, more", [("instructions", ["--tasks", 2]), ("explanations", ["--tasks", 3]),
                                         ("task_ids", ["--chosen", REAL])])
 def test_the_experiments_run_on_real_data(name, more, real_model, train, tmp_path):
-    tasks = tmp_path / "tasks"
-    tasks.mkdir()
-    for beginning in REAL.split(","):
-        (path,) = (SHARED / "natural_instructions" / "tasks").glob(f"{beginning}*.json")
-        (tasks / path.name).symlink_to(path)
+    tasks = links(tmp_path / "tasks", SHARED / "natural_instructions" / "tasks", REAL)
     train(name, "--scale", "paper", "--model", real_model, "--data", tasks, "--out", tmp_path / "run", *more)
     result = json.loads((tmp_path / "run" / "record.json").read_text())
     assert result["scale"] == "paper" and result["settings"]["lr"] == 1e-5 and result["settings"]["optimiser"] == "adamw"

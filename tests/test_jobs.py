@@ -1,0 +1,58 @@
+"""Work side by side: what a helper raises reaches the caller, a killed helper is a sentence, memory is kept where that helps."""
+
+import ctypes
+import os
+import signal
+
+import pytest
+import torch
+
+from minicd.runtime.jobs import helpers, usual_jobs
+from minicd.runtime.memory import keep_memory
+
+
+def shout(text: str) -> str:
+    return text.upper()
+
+
+def fail(text: str) -> None:
+    raise ValueError(text)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_helpers_work_and_their_errors_arrive():
+    with helpers(2) as submit:
+        first, second = submit(shout, "one"), submit(shout, "two")
+        assert (first.result(), second.result()) == ("ONE", "TWO")
+        with pytest.raises(ValueError, match="^the floor is 3$"):
+            submit(fail, "the floor is 3").result()
+        assert submit(shout, "still there").result() == "STILL THERE"
+
+
+def test_a_killed_helper_is_a_sentence():
+    with pytest.raises(ValueError, match="a helper process was killed.*the same command goes on"):
+        with helpers(1) as submit:
+            submit(die).result()
+
+
+def test_as_many_jobs_as_cores():
+    assert usual_jobs(torch.device("cpu")) >= 1 and usual_jobs(torch.device("cuda")) == 1
+
+
+def test_memory_is_kept_unless_the_environment_says_how(monkeypatch):
+    called = []
+
+    class Library:
+        def __init__(self, name):
+            self.mallopt = lambda *how: called.append(how)
+    monkeypatch.setattr(ctypes, "CDLL", Library)
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
+    keep_memory()
+    assert called == []
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_")
+    keep_memory()
+    keep_memory()
+    assert len(called) == 4 and len(set(called)) == 2
