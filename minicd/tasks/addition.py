@@ -177,7 +177,10 @@ class Addition(Experiment):
 
     def true_answers(self, items: Examples) -> Examples:
         """The same questions with true answers in place of the teacher's."""
-        return direct_examples([items.input(i) for i in range(len(items))], self.tokenizer)
+        known, prefix = items.inputs is not None, len(student_template(""))  # old practice sets lack inputs
+        questions = [items.input(i) if known else self.tokenizer.decode(items.prompts[i])[prefix:]
+                     for i in range(len(items))]
+        return direct_examples(questions, self.tokenizer)
 
     def student(self, stage: str, loss: str) -> nn.Module:
         """The teacher's own weights, fine-tuned to answer at once."""
