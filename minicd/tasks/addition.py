@@ -61,7 +61,7 @@ class AdditionSettings(DistillSettings):
     floor: float = option(50.0, "least validation accuracy to go on", least=0, most=100, unit="%", free=True)
     optimiser: str = option("muon", "adamw (the paper's), or muon inside the layers", choices=OPTIMISERS)
     practice_questions: int = option(60_000, "which the teacher answers", least=1, unit="questions")
-    student_epochs: float = option(4.0, "passes of the student over the practice set", above=0, most=1e6)
+    student_epochs: float = option(5.0, "passes of the student over the practice set", above=0, most=1e6)
     student_lr: float = option(2e-3, "learning rate of the student", above=0, most=10)
     student_batch: int = option(128, "batch size of the student", least=1)
     test_questions: int = option(10_000, "unseen, for the table", least=1, unit="questions")
