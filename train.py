@@ -21,7 +21,8 @@ class Flags:
 
     task: str = option("", f"the experiment: {', '.join(TASKS)}; with --help, its settings too")
     out: str = option("", "run folder, runs/TASK unless told otherwise; a rerun resumes what it finds there")
-    seeds: list[int] = option(lambda: [0], "a run for each; several give mean and spread", least=0)
+    seeds: list[int] = option(lambda: [0], "a run for each; several give mean and spread", least=0,
+                             most=2**32 - 1)
     device: str = option("auto", "cpu, cuda, or auto: cuda where there is one")
     jobs: int = option(0, "stages and seeds side by side; 0: one per core; on CUDA one", least=0, most=256)
     quick: bool = option(False, "the same stages in a minute or two, on a smaller problem")

@@ -1,17 +1,277 @@
-"""The frame's parts by hand: records over seeds, tables, run folders, what is borrowed."""
+"""An experiment of one file through the frame, and the frame's parts by hand: records, tables, run folders."""
 
 import json
+import re
+import shutil
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Iterator
 
+import numpy as np
 import pytest
 import torch
+from helpers import tiny_t5
+from torch import nn
 
-from minicd.metrics import correlation
+from minicd.distill import Context, identity, practice
+from minicd.hf.checkpoint import load, save
+from minicd.labels import Examples
+from minicd.metrics import correlation, exact_match
 from minicd.tasks.folder import RunFolder
 from minicd.tasks.record import make_record, mean_of, spread
-from minicd.tasks.report import against_paper, fill_regions, minutes_line, pm, table
-from minicd.tasks.settings import RunSettings
+from minicd.tasks.report import against_paper, fill_regions, minutes_line, pm, rebuild, results_page, seeds_of, table
+from minicd.tasks.run import Experiment, Stage, train
+from minicd.tasks.settings import DistillSettings, RunSettings, option
+from minicd.tokenizer import word_tokenizer
 
 CPU = torch.device("cpu")
+
+# --- an experiment, as a user would write it ---
+
+LETTERS = "abcdef"
+ROWS = {"teacher": "teacher, told to", "before": "student before", "after": "student after"}
+
+
+@dataclass
+class NextSettings(DistillSettings):
+    """One seed of the experiment."""
+
+    items: int = option(256, "practice inputs", least=1)
+    epochs: float = option(10.0, "passes over the practice set", above=0)
+    lr: float = option(5e-3, "learning rate", above=0, most=10)
+    batch_size: int = option(32, "batch size", least=1)
+
+
+def after(letter: str) -> str:
+    return LETTERS[(LETTERS.index(letter) + 1) % len(LETTERS)]
+
+
+class Next(Experiment):
+    """A teacher is told to name the next letter; the student sees the letter alone."""
+
+    TITLE = "The next letter"
+    Settings = NextSettings
+    RECORDS = ("pocket",)
+    PAPER = {"teacher": 100, "after": 99.5}
+    QUICK = {"items": 64}
+    context = Context(lambda n, rng: list(rng.choice(list(LETTERS), n)), lambda x: f"next : {x}", lambda x: x,
+                      identity)
+
+    def stages(self) -> Iterator[Stage]:
+        yield Stage("teacher", self.teacher)
+        yield Stage("practice", self.practise, ("teacher",), lambda items: f"{len(items)} letters practised")
+        yield Stage("student", self.student, ("practice",))
+        for row, model in (("teacher", "teacher"), ("before", "teacher"), ("after", "student")):
+            yield Stage(f"scores/{row}", partial(self.score, row, model), (model,))
+
+    def teacher(self) -> nn.Module:
+        prompts = self.tokenizer.encode_all([self.context.teacher(x) for x in LETTERS])
+        examples = Examples.hard(prompts * 16, self.tokenizer.encode_answers([after(x) for x in LETTERS]) * 16)
+        settings = self.settings.fit_settings(loss="hard")
+        return self.fit_copy(self.base, examples, settings, self.settings.epochs * 4, "teacher")
+
+    def practise(self) -> Examples:
+        return practice(self.folder.get("teacher"), self.tokenizer, self.context, self.settings.items,
+                        self.settings.practice_settings(3), seed=self.seed)
+
+    def student(self) -> nn.Module:
+        return self.fit_copy(self.folder.get("teacher"), self.folder.get("practice"), self.settings.fit_settings(),
+                           self.settings.epochs, "student")
+
+    def score(self, row: str, model: str) -> dict[str, float]:
+        template = self.context.teacher if row == "teacher" else self.context.student
+        written = self.generate(self.folder.get(model), [template(x) for x in LETTERS], 3, temperature=0)
+        return {x: 100.0 * exact_match(self.tokenizer.decode(y), after(x)) for x, y in zip(LETTERS, written)}
+
+    def figures(self) -> dict[str, Any]:
+        rows = {row: self.folder.get(f"scores/{row}") for row in ROWS}
+        means = {row: float(np.mean(list(letters.values()))) for row, letters in rows.items()}
+        return {"metrics": means, "by_letter": rows}
+
+    @classmethod
+    def table(cls, record: dict[str, Any]) -> str:
+        return f"Letters named, %, {seeds_of(record)}\n\n{against_paper(record, ROWS)}"
+
+    @classmethod
+    def headline(cls, record: dict[str, Any]) -> str:
+        return f"{pm(record['metrics']['after'])} % without being told to"
+
+
+SEEDS = [0, 3]
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory) -> NextSettings:
+    tokenizer, folder = word_tokenizer(["next", ":", *LETTERS]), tmp_path_factory.mktemp("base")
+    save(tiny_t5(len(tokenizer)), tokenizer, folder)
+    return NextSettings(model=str(folder), precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def finished(settings, tmp_path_factory) -> Path:
+    """Both seeds, one stage at a time."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    train("next", Next, settings, SEEDS, out, CPU)
+    return out
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> Path:
+    """The finished run, for a test to change."""
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def stage_files(out: Path) -> dict[str, Path]:
+    """Name → every file that a stage has left, in all seeds."""
+    return {str(path.relative_to(out)): path for path in sorted(out.rglob("*"))
+            if path.is_file() and path.name not in ("wall.json", "record.json", "settings.json")}
+
+
+def times(out: Path) -> dict[str, int]:
+    return {name: path.stat().st_mtime_ns for name, path in stage_files(out).items()}
+
+
+def test_seeds_and_stages_side_by_side_give_the_same(finished, settings, tmp_path):
+    train("next", Next, settings, SEEDS, tmp_path / "run", CPU, jobs=2)
+    ours, theirs = stage_files(tmp_path / "run"), stage_files(finished)
+    assert list(ours) == list(theirs)
+    for name in ours:
+        if "notes" in Path(name).parts:
+            assert read(ours[name]).get("losses") == read(theirs[name]).get("losses"), name
+        else:
+            assert ours[name].read_bytes() == theirs[name].read_bytes(), name
+    one, other = read(tmp_path / "run" / "record.json"), read(finished / "record.json")
+    assert {**one, "minutes": None} == {**other, "minutes": None} and set(one["minutes"]) == set(other["minutes"])
+
+
+def test_the_record_is_complete(finished, settings):
+    record = read(finished / "record.json")
+    assert (record["task"], record["scale"], record["seeds"]) == ("next", "pocket", SEEDS)
+    assert re.fullmatch(r"([0-9a-f]{12}\+?)?", record["commit"]) and record["commits"] == record["commit"]
+    assert record["command"].startswith("python") and "threads" in record["hardware"]
+    assert record["torch"] == torch.__version__ and record["precision"] == "fp32"
+    assert record["settings"] == vars(settings) and record["paper"] == {"teacher": 100, "after": 99.5}
+    stages = {"teacher", "practice", "student", "scores--teacher", "scores--before", "scores--after"}
+    minutes = record["minutes"]
+    assert set(minutes) == {"total", "wall"} | stages and all(len(minutes[stage]) == 2 for stage in stages | {"total"})
+    assert minutes["wall"] >= 0.9 * sum(minutes["total"]) - 0.02
+    metrics = record["metrics"]
+    assert set(metrics) == set(ROWS) and all(len(metric["values"]) == 2 for metric in metrics.values())
+    assert metrics["teacher"] == {"values": [100.0, 100.0], "mean": 100.0, "std": 0.0} == metrics["after"]
+    assert record["by_letter"]["after"] == dict.fromkeys(LETTERS, 100.0)
+    for stage in ("teacher", "student"):
+        assert record["final_losses"][stage] == [round(read(folder / "notes" / f"{stage}.json")["losses"][-1], 5)
+                                                 for folder in (finished, finished / "seed-3")]
+    assert set(record["final_losses"]) == {"teacher", "student"}
+
+
+def test_what_a_run_prints(settings, copy, capsys):
+    """A rerun shows the finished stages again, and says the same at its end."""
+    train("next", Next, settings, SEEDS, copy, CPU)
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"The next letter\npocket scale, seeds 0 3, in {copy}, on cpu, 1 stage at a time\n"
+                              f"differs from the defaults: --precision fp32 --model {settings.model}\n")
+    assert printed.count("256 letters practised\n") == 2
+    assert ("Letters named, %, 2 seeds, pocket scale\n\n|  | minicd | paper |\n| --- | ---: | ---: |\n"
+            "| teacher, told to | 100.0 ± 0.0 | 100 |\n| student before | ") in printed
+    assert printed.endswith(f"\n{minutes_line(read(copy / 'record.json'))}\nEverything is in {copy}\n")
+
+
+@pytest.mark.parametrize("lost, noted", [(["scores/after.json"], ["scores--after"]),
+                                         (["student", "scores/before.json"], ["student", "scores--before"])])
+def test_what_is_missing_is_made_anew_and_nothing_else(settings, copy, lost, noted):
+    before, bytes_before = times(copy), {name: path.read_bytes() for name, path in stage_files(copy).items()}
+    made = {name for name in before if name.startswith(tuple(f"seed-3/{part}" for part in lost))}
+    for name in made:
+        (copy / name).unlink()
+    train("next", Next, settings, SEEDS, copy, CPU)
+    now = times(copy)
+    assert {name for name in now if now[name] != before[name]} == made | {f"seed-3/notes/{name}.json" for name in noted}
+    assert all(path.read_bytes() == bytes_before[name] for name, path in stage_files(copy).items()
+               if "notes" not in name)
+
+
+def test_a_seed_more_leaves_the_others_alone(settings, copy):
+    before = times(copy)
+    train("next", Next, settings, [*SEEDS, 1], copy, CPU)
+    assert read(copy / "record.json")["seeds"] == [0, 3, 1]
+    assert {name: time for name, time in times(copy).items() if not name.startswith("seed-1/")} == before
+
+
+def test_other_settings_want_another_folder(settings, copy):
+    before = times(copy)
+    for change, sentence in (({"lr": 1.0}, r"lr \(there 0.005, now 1.0\);"),
+                             ({"items": 7}, r"items \(there 256, now 7\);")):
+        with pytest.raises(ValueError, match=f"holds a run with other settings: {sentence}"):
+            train("next", Next, replace(settings, **change), SEEDS, copy, CPU)
+    train("next", Next, replace(settings, save_every=7.0), SEEDS, copy, CPU)  # which no stage depends on
+    assert times(copy) == before
+
+
+def test_a_damaged_stage_is_named(settings, copy):
+    (copy / "student" / "model.safetensors").unlink()
+    for name in ("teacher/model.safetensors", "practice.safetensors", "scores/before.json"):
+        good = (copy / name).read_bytes()
+        for bad in (good[: len(good) // 2], b""):
+            (copy / name).write_bytes(bad)
+            with pytest.raises(ValueError, match=f"{re.escape(str(copy / name))}.* damaged") as error:
+                train("next", Next, settings, SEEDS, copy, CPU)
+            assert len(str(error.value).splitlines()) == 1
+        (copy / name).write_bytes(good)
+    train("next", Next, settings, SEEDS, copy, CPU)
+
+
+def test_publishing_writes_the_record_into_results(settings, copy, tmp_path, monkeypatch):
+    monkeypatch.setattr("minicd.tasks.run.ROOT", tmp_path)
+    train("next", Next, settings, SEEDS, copy, CPU)
+    assert not (tmp_path / "results").exists()
+    train("next", Next, settings, SEEDS, copy, CPU, publish=True)
+    record = read(tmp_path / "results" / "next-pocket.json")
+    assert record == read(copy / "record.json")
+
+    readme = tmp_path / "README.md"
+    text = "before\n<!-- others -->\n{}\n<!-- /others -->\n<!-- addition -->\nkept\n<!-- /addition -->\nafter\n"
+    readme.write_text(text.format("an old line"))
+    bench = {"bench": ("A bench", lambda record: "| its | table |"), "no-record": ("Nothing", lambda record: "")}
+    (tmp_path / "results" / "bench.json").write_text("{}")
+    rebuild(tmp_path, {"next": Next}, bench)
+    assert readme.read_text() == text.format(
+        f"* **The next letter**, `python train.py --task next`: {Next.headline(record)}")
+    page = (tmp_path / "results" / "README.md").read_text()
+    assert "## The next letter\n\n" + Next.table(record) + "\n\n" + minutes_line(record) in page
+    assert "## A bench\n\n| its | table |\n" in page and "Nothing" not in page and record["command"] in page
+    assert "What differs" not in page
+    pages = results_page(tmp_path / "results", {"next-pocket": ("A title", Next.table, "\n* the size\n")})
+    assert pages.endswith("What differs from the paper:\n\n* the size\n") and "## A title" in pages
+
+
+def test_finished_stages_are_borrowed_whole(settings, copy, tmp_path):
+    """Models, practice sets and notes; what the folder has already stays as it is, half a copy does not count."""
+    borrower = RunFolder(tmp_path / "borrower", CPU)
+    (tmp_path / "borrower" / ".student.tmp").mkdir(parents=True)
+    (tmp_path / "borrower" / ".student.tmp" / "config.json").write_text("half")
+    borrower.borrow(copy, ["practice", "student", "scores/after"])
+    for name in ("practice.safetensors", "student/model.safetensors", "scores/after.json", "notes/student.json",
+                 "notes/scores--after.json"):
+        assert (tmp_path / "borrower" / name).read_bytes() == (copy / name).read_bytes(), name
+    assert not list((tmp_path / "borrower").rglob(".*")) and borrower.file("teacher") is None
+    load(tmp_path / "borrower" / "student")
+
+    borrower.keep("scores/after", {"a": 1.0}, None)
+    borrower.borrow(copy, ["scores/after"])
+    assert borrower.get("scores/after") == {"a": 1.0}
+    shutil.rmtree(copy / "teacher")
+    with pytest.raises(ValueError, match=f"{re.escape(str(copy / 'teacher'))} is missing: there is no finished"):
+        borrower.borrow(copy, ["teacher"])
+
+
+# --- its parts ---
 
 
 def test_spread_and_mean():
@@ -23,7 +283,8 @@ def test_spread_and_mean():
 def test_a_record_of_two_seeds():
     notes = [{"student": {"minutes": 1.234, "hardware": "a", "commit": "c1", "losses": [2.0, 0.5]}},
              {"student": {"minutes": 2.0, "hardware": "b", "commit": "c1", "losses": [2.0, 0.25]}, "x": {"minutes": 1.0}}]
-    figures = [{"metrics": {"after": 90.0}, "points": {"t": [1.0, 2.0]}}, {"metrics": {"after": 92.0}, "points": {"t": [3.0, 4.0]}}]
+    figures = [{"metrics": {"after": 90.0}, "points": {"t": [1.0, 2.0]}},
+               {"metrics": {"after": 92.0}, "points": {"t": [3.0, 4.0]}}]
     record = make_record("mine", RunSettings(), [0, 5], figures, notes, {"after": 95})
     assert record["metrics"]["after"] == {"values": [90.0, 92.0], "mean": 91.0, "std": 1.41}
     assert record["points"] == {"t": [2.0, 3.0]} and record["final_losses"] == {"student": [0.5, 0.25]}

@@ -1,8 +1,10 @@
-"""Work side by side: what a helper raises reaches the caller, a killed helper is a sentence, memory is kept where that helps."""
+"""Work side by side: what a helper raises arrives, a killed helper is a sentence; memory is kept where that helps."""
 
 import ctypes
+import multiprocessing
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -23,13 +25,31 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def diverge() -> None:
+    raise FloatingPointError("the loss at step 7 is nan")
+
+
+def state() -> tuple[int, bool, str]:
+    """Threads, whether Ctrl-C is held back, the name of what handles it."""
+    return (torch.get_num_threads(), signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []),
+            signal.getsignal(signal.SIGINT).__name__)
+
+
 def test_helpers_work_and_their_errors_arrive():
     with helpers(2) as submit:
         first, second = submit(shout, "one"), submit(shout, "two")
         assert (first.result(), second.result()) == ("ONE", "TWO")
         with pytest.raises(ValueError, match="^the floor is 3$"):
             submit(fail, "the floor is 3").result()
+        with pytest.raises(FloatingPointError, match="^the loss at step 7 is nan$"):
+            submit(diverge).result()
         assert submit(shout, "still there").result() == "STILL THERE"
+        assert submit(state).result() == (max(1, torch.get_num_threads() // 2), False, "interrupt")
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    deadline = time.monotonic() + 20
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not multiprocessing.active_children()
 
 
 def test_a_killed_helper_is_a_sentence():

@@ -1,97 +1,176 @@
 """Settings check and explain themselves: every option of every task, in Python and on the command line."""
 
+from __future__ import annotations
+
 import dataclasses
+import importlib
 import math
+import re
 import sys
 
 import pytest
 
-import eval as evaluation
-import train
-from minicd.tasks.explanations import ExplanationSettings
-from minicd.tasks.settings import KINDS, check, differences, flag, option
+import eval as eval_program
+import train as train_program
+from minicd.tasks.settings import as_text, check, differences, flag, option, range_of
 
-CLASSES = {f"{name}.{kind.__name__}": kind for name, task in train.TASKS.items() for kind in (task.Settings, task.Eval)}
-CLASSES |= {"train": train.Flags, "eval": evaluation.Flags}
-FIELDS = [pytest.param(kind, field, id=f"{name}-{field.name}") for name, kind in CLASSES.items()
-          for field in dataclasses.fields(kind)]
-
-
-def refused(kind: type, name: str, value: object) -> str:
-    """The sentence that names the flag."""
-    with pytest.raises(ValueError) as error:
-        settings = kind(**{name: value})
-        check(settings)
-    assert str(error.value).startswith(flag(name) + " "), error.value
-    return str(error.value)
+TASKS = train_program.TASKS
+CLASSES = {kind for task in TASKS.values() for kind in (task.Settings, task.Eval)}
+CLASSES = sorted(CLASSES, key=lambda kind: kind.__name__) + [train_program.Flags, eval_program.Flags]
+OPTIONS = [pytest.param(kind, field, id=f"{kind.__module__.split('.')[-1]}.{kind.__name__}.{field.name}")
+           for kind in CLASSES for field in dataclasses.fields(kind)]
 
 
-@pytest.mark.parametrize("kind, field", FIELDS)
-def test_an_option_explains_itself_and_refuses_what_cannot_be(kind, field):
-    about, of = field.metadata, KINDS[field.type.removesuffix(" | None")]
-    assert about["help"] and about["help"][0] != " "
-    many = field.type.startswith("list")
-
-    def value(x):
-        return [x] if many else x
-    if of in (int, float):
-        assert "it must be" in refused(kind, field.name, value("many"))
-        for x in (math.nan, math.inf) if of is float else ():
-            assert "it must be" in refused(kind, field.name, value(x))
-        outside = [about["least"] - 1] * (about["least"] is not None) if about["least"] is not None else []
-        outside += [about[edge] for edge in ("above", "below") if about[edge] is not None]
-        outside += [about["most"] + 1] if about["most"] is not None else []
-        assert outside, "a number without any limit"
-        for x in outside:
-            assert "it must be" in refused(kind, field.name, value(of(x)))
-    elif of is str and about["choices"]:
-        assert "choose from" in refused(kind, field.name, "no such thing")
-    else:
-        assert "it must be of type" in refused(kind, field.name, value(7))
+def outside(field) -> list:
+    """Numbers just outside the field's range."""
+    step, limit = (1 if field.type.endswith("int]") or field.type == "int" else 1e-6), field.metadata
+    values = [limit[name] + sign * step for name, sign in (("least", -1), ("most", 1)) if limit[name] is not None]
+    return values + [limit[name] for name in ("above", "below") if limit[name] is not None]
 
 
-@pytest.mark.parametrize("kind", CLASSES.values(), ids=CLASSES)
-def test_the_defaults_are_sound(kind):
-    check(kind())
+def wrong(field) -> list:
+    """Values of a wrong type, without a size, or outside the range."""
+    number = [math.nan, math.inf, -math.inf, "3", True, [3], *outside(field)]
+    return {"int": [*number, 1.5], "float": number, "str": [3, True, ["a"], b"a"], "bool": [1, "yes", 0.0],
+            "list[int]": [3, *([value] for value in (math.nan, "3", 1.5, True, None, *outside(field)))]}[
+        field.type.removesuffix(" | None")] + [None] * (not field.type.endswith(" | None"))
 
 
-@pytest.mark.parametrize("task", train.TASKS)
+@pytest.mark.parametrize("kind, field", OPTIONS)
+def test_a_value_that_cannot_be_is_named_by_its_flag(kind, field):
+    for value in wrong(field) + ["no such choice"] * bool(field.metadata["choices"]):
+        with pytest.raises(ValueError, match=f"^{flag(field)} ") as error:
+            check(kind(**{field.name: value}))
+        said = str(error.value)
+        assert len(said.splitlines()) == 1 and ("it must be" in said or "choose from" in said)
+
+
+@pytest.mark.parametrize("kind, field", OPTIONS)
+def test_the_ends_of_the_range_are_allowed(kind, field):
+    limit, whole = field.metadata, not field.type.startswith("float")
+    ends = [limit[name] for name in ("least", "most") if limit[name] is not None]
+    ends += [limit[name] + sign * 1e-6 for name, sign in (("above", 1), ("below", -1)) if limit[name] is not None]
+    for value in ends:
+        value = int(value) if whole else value
+        check(kind(**{field.name: [value] if field.type.startswith("list") else value}))
+    assert limit["help"] and limit["help"] == limit["help"].strip()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_defaults_and_presets_are_settings_of_their_task(task):
+    check(TASKS[task].Settings()), check(TASKS[task].Eval())
+    for preset in TASKS[task].SCALES.values():
+        settings = TASKS[task].Settings(**preset)
+        assert TASKS[task].SCALES[settings.scale] == preset
+        check(TASKS[task].Settings(**(preset | TASKS[task].QUICK)))
+
+
+def test_ranges_in_words():
+    words = {"least": None, "most": None, "above": None, "below": None}
+    assert range_of(words) == ""
+    assert range_of({**words, "least": 1, "most": 18}) == "at least 1 and at most 18"
+    assert range_of({**words, "above": 0, "below": 1}) == "more than 0 and less than 1"
+    assert range_of({**words, "above": 0, "most": 1e6}) == "more than 0 and at most 1e+06"
+
+
+@pytest.fixture
+def help_of(monkeypatch, capsys):
+    """Flag → its line in --help, on a terminal so wide that no line is broken."""
+    def run(program: str, task: str) -> dict[str, str]:
+        monkeypatch.setenv("COLUMNS", "1000")
+        monkeypatch.setattr(sys, "argv", [f"{program}.py", "--task", task, "--help"])
+        with pytest.raises(SystemExit) as stopped:
+            importlib.import_module(program).main()
+        assert stopped.value.code == 0
+        said = re.sub(r"\n {3,}(?=\S)", " ", capsys.readouterr().out)
+        return {line.split()[0]: " ".join(line.split()) for line in said.splitlines() if line.startswith("  --")}
+    return run
+
+
 @pytest.mark.parametrize("program", ["train", "eval"])
-def test_help_tells_of_this_task_alone(program, task, monkeypatch, capsys):
-    module = {"train": train, "eval": evaluation}[program]
-    monkeypatch.setattr(sys, "argv", [f"{program}.py", "--task", task, "--help"])
-    with pytest.raises(SystemExit) as stopped:
-        module.main()
-    assert stopped.value.code == 0
-    said = capsys.readouterr().out
-    own = train.TASKS[task].Settings if program == "train" else train.TASKS[task].Eval
-    wanted = {flag(field) for kind in (module.Flags, own) for field in dataclasses.fields(kind)}
-    listed = {word for line in said.split("options:")[1].splitlines() for word in line.split()[:1] if word.startswith("--")}
-    assert listed == wanted
+@pytest.mark.parametrize("task", TASKS)
+def test_help_lists_the_settings_of_the_task_and_no_others(help_of, program, task):
+    flags = importlib.import_module(program).Flags
+    settings = TASKS[task].Settings if program == "train" else TASKS[task].Eval
+    fields, said = [*dataclasses.fields(flags), *dataclasses.fields(settings)], help_of(program, task)
+    assert list(said) == [flag(field) for field in fields]
+    for field, line in zip(fields, said.values()):
+        default = getattr((flags if field in dataclasses.fields(flags) else settings)(), field.name)
+        assert field.metadata["help"] in line and range_of(field.metadata) in line
+        usual = None if default is None or default is False or default == "" else as_text(default)
+        said_usual = re.search(r"default: (.*?)\)$", line)
+        assert (said_usual and said_usual[1]) == (usual and f"{usual} {field.metadata['unit']}".strip()), line
 
 
-def test_help_has_the_defaults_of_the_task(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["train.py", "--task", "explanations", "--help"])
-    with pytest.raises(SystemExit):
-        train.main()
-    said = " ".join(capsys.readouterr().out.split())
-    assert "default: 24 tasks" in said and "default: 512 inputs" in said and "--shots" not in said
+def test_help_has_the_defaults_of_its_own_task(help_of):
+    explanations, instructions = help_of("train", "explanations"), help_of("train", "instructions")
+    assert explanations["--tasks"].endswith("(at least 3; default: 24 tasks)")
+    assert explanations["--practice-inputs"].endswith("(at least 1; default: 512 inputs)")
+    assert "--shots" not in explanations and "--shots" in instructions
+    assert instructions["--tasks"].endswith("default: 10 tasks)")
+    assert instructions["--practice-inputs"].endswith("default: 1024 inputs)")
+    addition, pocket = help_of("train", "addition"), help_of("train", "pocket")
+    assert addition["--optimiser"].endswith("(default: muon)")
+    assert instructions["--optimiser"].endswith("(default: adamw)")
+    assert "--on-policy" in instructions and "--on-policy" not in addition and "--loss" not in pocket
+    assert "--step-by-step" in help_of("eval", "addition") and "--chosen" in help_of("eval", "task_ids")
+    assert not {"--step-by-step", "--chosen"} & set(help_of("eval", "instructions"))
 
 
-def test_a_run_shows_what_differs():
-    assert differences(ExplanationSettings()) == []
-    assert differences(ExplanationSettings(tasks=5, on_policy=True)) == ["--on-policy", "--tasks 5"]
-    assert differences(ExplanationSettings(tasks=5), {"tasks": 5}) == []
-    assert differences(ExplanationSettings(), {"tasks": 5}) == ["--tasks 24"]
+@dataclasses.dataclass
+class Example:
+    """Settings for the tests below."""
+
+    size: int = option(3, "how many", least=0)
+    rate: float = option(0.5, "how fast", above=0, below=1)
+    whole: bool = option(False, "all of it")
+    parts: list[int] = option(lambda: [1, 2], "which", least=1)
+    name: str | None = option(None, "what it is called")
 
 
 def test_an_option_of_ones_own():
-    @dataclasses.dataclass
-    class Mine:
-        share: "float" = option(0.5, "a share", above=0, below=1)
-        words: "list[int]" = option(lambda: [1, 2], "numbers", least=1)
-    check(Mine())
-    with pytest.raises(ValueError, match="--share 1.0: it must be more than 0 and less than 1"):
-        check(Mine(share=1.0))
-    with pytest.raises(ValueError, match="--words 0: it must be at least 1"):
-        check(Mine(words=[3, 0]))
+    for given, sentence in (({"size": -1}, "--size -1: it must be at least 0"),
+                            ({"rate": 1.0}, "--rate 1.0: it must be more than 0 and less than 1"),
+                            ({"parts": [3, 0]}, "--parts 0: it must be at least 1"),
+                            ({"whole": 1}, "--whole 1: it must be of type bool"),
+                            ({"name": 7}, "--name 7: it must be of type str")):
+        with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+            check(Example(**given))
+    check(Example())
+
+
+def test_differences_name_what_differs_and_nothing_else():
+    assert differences(Example()) == [] == differences(Example(parts=[1, 2]))
+    assert differences(Example(rate=0.25, whole=True)) == ["--rate 0.25", "--whole"]
+    assert differences(Example(parts=[4, 5, 6], name="x")) == ["--parts 4 5 6", "--name x"]
+    assert differences(Example(size=4), {"size": 4}) == []
+    assert differences(Example(size=4), {"size": 5}, {"size": 4}) == []  # the later preset counts
+    assert differences(Example(), {"size": 5, "rate": 2.0}) == ["--size 3", "--rate 0.5"]
+
+
+def test_differences_of_an_experiment_are_those_to_its_scale():
+    for task in TASKS.values():
+        for preset in task.SCALES.values():
+            assert differences(task.Settings(**preset), preset) == []
+            quick = preset | task.QUICK
+            assert differences(task.Settings(**quick), preset, task.QUICK) == []
+            assert set(words.split()[0] for words in differences(task.Settings(**quick), preset)) == {
+                flag(name) for name, value in task.QUICK.items() if value != getattr(task.Settings(**preset), name)}
+
+
+def no_run(*arguments, **how):
+    raise AssertionError("this has to be refused")
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (["--teacher-lr", "nan"], "--teacher-lr nan: it must be more than 0"),
+    (["--clip", "inf"], "--clip inf: it must be at least 0"),
+    (["--label-top", "9" * 400], "--label-top 999"), (["--jobs", "-1"], "--jobs -1: it must be at least 0"),
+    (["--seeds", "0", "99999999999999999999"], "--seeds 99999999999999999999: it must be at least 0 and at most"),
+    (["--quick", "--publish"], "--publish is for whole runs")])
+def test_what_is_typed_is_checked(monkeypatch, tmp_path, words, sentence):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--task", "addition", "--out", str(tmp_path / "run"), *words])
+    monkeypatch.setattr(train_program, "train", no_run)
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}"):
+        train_program.main()
+    assert not (tmp_path / "run").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import inspect
 import math
 import sys
 from dataclasses import MISSING, dataclass
@@ -36,13 +37,29 @@ def flag(field: dataclasses.Field | str) -> str:
 def check(settings: Any) -> None:
     """Raises ValueError, with the flag's name, for a setting of a wrong type, not finite, or out of range."""
     for field in dataclasses.fields(settings):
-        given = getattr(settings, field.name)
-        if given is None or field.type.removesuffix(" | None") not in KINDS:
+        given, name = getattr(settings, field.name), type_name(field)
+        if name not in KINDS or (given is None and optional(field)):
             continue
-        for value in given if isinstance(given, list) else [given]:
-            problem = what_is_wrong(value, KINDS[field.type.removesuffix(" | None")], field.metadata)
+        if name.startswith("list") and not isinstance(given, list):
+            raise ValueError(f"{flag(field)} {given}: it must be a list")
+        for value in given if name.startswith("list") else [given]:
+            problem = what_is_wrong(value, KINDS[name], field.metadata)
             if problem:
                 raise ValueError(f"{flag(field)} {value}: {problem}")
+
+
+def annotation(field: dataclasses.Field) -> str:
+    """The field's type as it is written; without `from __future__ import annotations` it is no string."""
+    return field.type if isinstance(field.type, str) else inspect.formatannotation(field.type)
+
+
+def type_name(field: dataclasses.Field) -> str:
+    """int | None → int"""
+    return annotation(field).removesuffix(" | None")
+
+
+def optional(field: dataclasses.Field) -> bool:
+    return annotation(field).endswith(" | None")
 
 
 def what_is_wrong(value: Any, kind: type, field: Any) -> str:
@@ -52,7 +69,7 @@ def what_is_wrong(value: Any, kind: type, field: Any) -> str:
         return f"it must be of type {kind.__name__}"
     if field["choices"] and value not in field["choices"]:
         return f"choose from {', '.join(field['choices'])}"
-    if kind in (int, float) and not (math.isfinite(value) and inside(value, field)):
+    if kind in (int, float) and not (inside(value, field) and (kind is int or math.isfinite(value))):
         return f"it must be {range_of(field) or 'a finite number'}"
     return ""
 
@@ -159,15 +176,15 @@ def add_flags(parser: argparse._ActionsContainer, settings: type,
     for field in dataclasses.fields(settings):
         default = field.default_factory() if field.default is MISSING else field.default
         default, text = (preset or {}).get(field.name, default), field.metadata["help"]
-        if field.type == "bool":
+        if type_name(field) == "bool":
             parser.add_argument(flag(field), action="store_true", default=None, help=text)
             continue
         usual = "" if default in (None, "") else f"default: {as_text(default)} {field.metadata['unit']}"
         details = [range_of(field.metadata), usual]
         text += f" ({'; '.join(detail.strip() for detail in details if detail)})" if any(details) else ""
         choices = list(field.metadata["choices"]) if field.metadata["choices"] else None
-        many = {"nargs": "+"} if field.type.startswith("list") else {}
-        parser.add_argument(flag(field), type=KINDS[field.type.removesuffix(" | None")], choices=choices,
+        many = {"nargs": "+"} if type_name(field).startswith("list") else {}
+        parser.add_argument(flag(field), type=KINDS[type_name(field)], choices=choices,
                             metavar=field.name.upper(), help=text.replace("%", "%%"), **many)
 
 
