@@ -96,9 +96,10 @@ def no_process_is_left():
 
 
 def start(*words, threads: int = 1) -> subprocess.Popen:
-    """The real command in a process of its own, to which its terminal's signals could be sent."""
+    """The real command as if in a terminal of its own, whose signals can be sent to it."""
     process = subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, "OMP_NUM_THREADS": str(threads)}, start_new_session=True)
+                               env={**os.environ, "OMP_NUM_THREADS": str(threads)}, start_new_session=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     STARTED.append(process)
     return process
 
@@ -536,7 +537,9 @@ def test_a_checkpoint_is_evaluated(finished, cli, capsys):
     """eval.py finds what the table of the run says, and the same questions step by step for the teacher."""
     out, _ = finished
     metrics = read(out / "record.json")["metrics"]
-    for name, row, more in (("student", "after", []), ("teacher", "teacher", ["--step-by-step"])):
+    longest = addition_questions.longest_scratchpad(pocket_tokenizer(), "nye", 3) + 4  # the run stops there, too
+    for name, row, more in (("student", "after", ["--max-new-tokens", 10]),
+                            ("teacher", "teacher", ["--step-by-step", "--max-new-tokens", longest])):
         cli("eval", "--model", out / name, "--questions", 100, "--max-digits", 3, "--precision", "fp32", *more)
         said = capsys.readouterr().out
         accuracy = re.search(r"exact match on 100 unseen questions: (\d+\.\d\d) %, \d+\.\d tokens a question", said)
@@ -620,8 +623,8 @@ def test_quick_from_the_pocket_base(tmp_path, cli):
     if not (ROOT / "data" / "pocket" / "model.safetensors").exists():
         pytest.skip("data/pocket holds no checkpoint; `python train.py --task pocket --base lists --publish` makes it")
     cli("train", "--task", "addition", "--quick", "--model", ROOT / "data" / "pocket", "--out", tmp_path, "--device", "cpu",
-        "--jobs", 1, "--train-questions", 400, "--teacher-epochs", 8, "--practice-questions", 600, "--student-epochs", 4,
+        "--jobs", 1, "--train-questions", 300, "--teacher-epochs", 7, "--practice-questions", 400, "--student-epochs", 4,
         "--student-lr", 3e-3, "--until", "student")
     questions = addition_questions.test_questions(200, 3)
-    assert read(tmp_path / "teacher_validation.json")["accuracy"] > 30  # about 75
-    assert distance(tmp_path / "student", questions) < distance(tmp_path / "teacher", questions) / 2  # about 1.7 and 10.6
+    assert read(tmp_path / "teacher_validation.json")["accuracy"] > 20  # about 46
+    assert distance(tmp_path / "student", questions) < distance(tmp_path / "teacher", questions) / 2  # about 1.9 and 10.9

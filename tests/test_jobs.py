@@ -31,11 +31,21 @@ def diverge() -> None:
 
 def state() -> tuple[int, bool, str]:
     """Threads, whether Ctrl-C is held back, the name of what handles it."""
+    handler = signal.getsignal(signal.SIGINT)
     return (torch.get_num_threads(), signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []),
-            signal.getsignal(signal.SIGINT).__name__)
+            getattr(handler, "name", None) or handler.__name__)
 
 
-def test_helpers_work_and_their_errors_arrive():
+@pytest.fixture
+def on_interrupt():
+    """A function that says what Ctrl-C does in this process during the test."""
+    before = signal.getsignal(signal.SIGINT)
+    yield lambda handler: signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_helpers_work_and_their_errors_arrive(on_interrupt):
+    on_interrupt(signal.default_int_handler)
     with helpers(2) as submit:
         first, second = submit(shout, "one"), submit(shout, "two")
         assert (first.result(), second.result()) == ("ONE", "TWO")
@@ -52,9 +62,12 @@ def test_helpers_work_and_their_errors_arrive():
     assert not multiprocessing.active_children()
 
 
-def test_a_killed_helper_is_a_sentence():
+def test_a_killed_helper_is_a_sentence(on_interrupt):
+    """Here in a program that does not mind Ctrl-C, so that its helpers do not either."""
+    on_interrupt(signal.SIG_IGN)
     with pytest.raises(ValueError, match="a helper process was killed.*the same command goes on"):
         with helpers(1) as submit:
+            assert submit(state).result()[2] == "SIG_IGN"
             submit(die).result()
 
 

@@ -70,7 +70,8 @@ def begin(threads: int, line: Any, lock: Any) -> None:
     with line.get_lock():
         progress.LINE, line.value = line.value, line.value + 1
     tqdm.set_lock(lock)
-    signal.signal(signal.SIGINT, interrupt)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a script's background job
+        signal.signal(signal.SIGINT, interrupt)
     hold_interrupts(False)
     threading.Thread(target=end_with_parent, daemon=True).start()
 
