@@ -144,7 +144,7 @@ class Pocket(Experiment):
     def train(self) -> T5:
         s, model = self.settings, self.kind.start(self.tokenizer, self.seed).to(self.device)
         settings = FitSettings(lr=s.lr, batch_size=s.batch, warmup=0.02, decay=0.3, clip=1.0,
-                               optimiser=s.optimiser, precision=s.precision)
+                               loss="hard", optimiser=s.optimiser, precision=s.precision)
         text = PocketText(self.tokenizer, s.steps, s.batch, self.seed, self.kind.item)
         history = fit(model, text, settings, seed=self.seed, name="base",
                       checkpoint=self.folder.checkpoint("base"), save_every=s.save_every)

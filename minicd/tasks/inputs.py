@@ -25,7 +25,8 @@ def few_shot_inputs(model: nn.Module, tokenizer: TextTokenizer, examples: list[s
                     precision: str | None = None) -> Inputs:
     """The model itself: after `shots` of the example inputs in random order it writes one more (section 3.1).
 
-    Drawing raises ValueError where nine tenths of what it writes is empty or forbidden (a test input).
+    What it does not finish within `max_new_tokens` is not used. Drawing raises ValueError where nine tenths
+    of what it writes is unfinished, empty or forbidden (a test input).
     """
     def draw(n: int, rng: np.random.Generator) -> list[str]:
         generator = torch.Generator(next(model.parameters()).device).manual_seed(int(rng.integers(2**62)))
@@ -33,8 +34,9 @@ def few_shot_inputs(model: nn.Module, tokenizer: TextTokenizer, examples: list[s
         for _ in range(10):
             chosen = [rng.permutation(examples)[:shots] for _ in range(n - len(found))]
             prompts = tokenizer.encode_all([inputs_prompt(shown) for shown in chosen])
-            written = generate(model, prompts, max_new_tokens, generator=generator, precision=precision)
-            texts = [tokenizer.decode(tokens).strip() for tokens in written]
+            written, reasons = generate(model, prompts, max_new_tokens, generator=generator, reasons=True,
+                                        precision=precision)
+            texts = [tokenizer.decode(y).strip() for y, why in zip(written, reasons) if why != "length"]
             found += [text for text in texts if text and text not in forbidden]
             if len(found) == n:
                 return found

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..distill import Context, PracticeSettings, absolute_slice, distill, ensemble_logits, soft_labels
+from ..distill import Answer, Context, PracticeSettings, distill, ensemble_logits, soft_labels
 from ..hf.checkpoint import load
 from ..labels import Examples, SoftLabels
 from ..runtime import progress
@@ -260,14 +260,16 @@ def one_item(context: Context, tokenizer: TextTokenizer, teacher: nn.Module, set
     generator = torch.Generator(next(teacher.parameters()).device).manual_seed(seed)
     x = context.inputs(1, np.random.default_rng((seed, 5)))[0]
     prompt = tokenizer.encode(context.teachers[0](x))
-    completion = generate(teacher, [prompt], settings.max_new_tokens, settings.temperature,
-                          generator=generator, precision=settings.precision)[0]
-    found = absolute_slice(completion, context.extract(completion))
+    [completion], [reason] = generate(teacher, [prompt], settings.max_new_tokens, settings.temperature,
+                                      generator=generator, reasons=True, precision=settings.precision)
+    answer = Answer.of(completion, context.extract(completion), reason, tokenizer.eos_id)
+    kept = answer.completion[answer.kept] if answer else []
     parts = {"teacher prompt": context.teachers[0](x), "completion": tokenizer.decode(completion),
-             "extracted answer": tokenizer.decode(completion[found]) if found else "(none)",
+             "extracted answer": tokenizer.decode(kept) if answer else "(none)",
              "student prompt": context.student(x)}
-    if found and completion[found]:
-        logits = ensemble_logits(teacher, [[prompt]], [completion], [found], settings.precision)[0][:1]
+    if kept:
+        logits = ensemble_logits(teacher, [[prompt]], [answer.completion], [answer.kept],
+                                 settings.precision)[0][:1]
         parts["its first label"] = label_text(tokenizer, soft_labels(logits, settings, generator))
     return "\n".join(["", "One practice item", *(f"  {title:18}" + text.replace("\n", "\n" + 20 * " ")
                                                 for title, text in parts.items()), ""])

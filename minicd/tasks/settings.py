@@ -11,8 +11,8 @@ import sys
 from dataclasses import MISSING, dataclass
 from typing import Any, Callable, Iterable, NoReturn
 
-from ..distill import PracticeSettings, check_labels
-from ..losses import LOSSES, label_kind
+from ..distill import PracticeSettings
+from ..losses import LOSSES, check_labels, label_kind
 from ..training import OPTIMISERS, FitSettings
 
 KINDS = {"int": int, "float": float, "str": str, "bool": bool, "list[int]": int}
@@ -122,7 +122,7 @@ class DistillSettings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_labels(self.loss, sampled=self.practice_settings(1).labels == "sampled")
+        check_labels(self.loss, self.practice_settings(1).labels)
 
     def practice_settings(self, max_new_tokens: int) -> PracticeSettings:
         kind = label_kind(self.loss) if self.labels == "auto" else self.labels
