@@ -7,12 +7,15 @@ import importlib
 import math
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
 import eval as eval_program
 import train as train_program
-from minicd.tasks.settings import as_text, check, differences, flag, option, range_of
+from minicd.tasks.natural_instructions import load_folder
+from minicd.tasks.record import ROOT
+from minicd.tasks.settings import as_text, beside, check, differences, flag, option, range_of
 
 TASKS = train_program.TASKS
 CLASSES = {kind for task in TASKS.values() for kind in (task.Settings, task.Eval)}
@@ -174,3 +177,12 @@ def test_what_is_typed_is_checked(monkeypatch, tmp_path, words, sentence):
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}"):
         train_program.main()
     assert not (tmp_path / "run").exists()
+
+
+def test_what_belongs_to_the_repository_is_found_from_elsewhere(tmp_path, monkeypatch):
+    """Else data/pocket would be asked for at the hub, where anybody could have that name."""
+    monkeypatch.chdir(tmp_path)
+    assert beside("data/pocket") == str(ROOT / "data/pocket") and beside("mine/model") == "mine/model"
+    (tmp_path / "data" / "pocket").mkdir(parents=True)
+    assert beside("data/pocket") == "data/pocket"  # what is here comes first
+    assert load_folder(Path(beside("data/instructions/test")))

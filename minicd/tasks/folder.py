@@ -8,7 +8,7 @@ import shutil
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import torch
 from torch import nn
@@ -109,6 +109,29 @@ class RunFolder:
         finally:
             minutes = before + (time.monotonic() - start) / 60
             self.note(stage, minutes=minutes, hardware=hardware(self.device), commit=commit())
+
+
+def borrow_same(folder: RunFolder, other: Path, settings: Any,
+                depends_on: Callable[[Any], dict[str, dict[str, Any]]]) -> None:
+    """Copy the finished stages of another run whose settings, as far as `depends_on` names them, are the same.
+
+    Says which are to be made anew. Raises ValueError where the first stage is missing or has other settings.
+    """
+    file = other / "settings.json"
+    if not file.exists():
+        raise ValueError(f"{other} is no run folder: it has no settings.json")
+    known = {field.name for field in dataclasses.fields(settings)}
+    there = type(settings)(**{k: v for k, v in read_json(file).items() if k in known})
+    here, there = depends_on(settings), depends_on(there)
+    first = next(iter(here))
+    for stage, values in here.items():
+        different = [f"{k} {there[stage][k]!r} there, {v!r} here" for k, v in values.items() if there[stage][k] != v]
+        if different and stage == first:
+            raise ValueError(f"{other} cannot be reused, its {first} has other settings: {', '.join(different)}")
+        if different and RunFolder(other, folder.device).file(stage):
+            print(f"{stage} is made anew: {', '.join(different)}")
+        elif stage == first or RunFolder(other, folder.device).file(stage):
+            folder.borrow(other, [stage])
 
 
 def note_file(stage: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Callable, Sequence
 
 import numpy as np
@@ -43,6 +44,12 @@ def few_shot_inputs(model: nn.Module, tokenizer: TextTokenizer, examples: list[s
         raise ValueError(f"asked for {n} inputs, the model wrote only {len(found)} that can be used; "
                          "choose another --model")
     return draw
+
+
+def tell_unknown_words(tokenizer: TextTokenizer, prompt: str) -> None:
+    """Before an answer that could surprise: what of the prompt the model cannot see."""
+    if unknown := tokenizer.unknown_words(prompt):
+        print(f"the model does not know {', '.join(map(repr, unknown))}", file=sys.stderr)
 
 
 def derangement(n: int, rng: np.random.Generator) -> list[int]:

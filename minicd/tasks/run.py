@@ -35,7 +35,7 @@ from ..training import FitSettings
 from .folder import RunFolder
 from .record import ROOT, commit, make_record
 from .report import minutes_line
-from .settings import EvalSettings, RunSettings, differences
+from .settings import EvalSettings, RunSettings, beside, differences
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Experiment:
 
     @cached_property
     def loaded(self) -> tuple[nn.Module, TextTokenizer]:
-        return load(self.settings.model, self.device)
+        return load(beside(self.settings.model), self.device)
 
     @property
     def base(self) -> nn.Module:

@@ -9,11 +9,13 @@ import inspect
 import math
 import sys
 from dataclasses import MISSING, dataclass
+from pathlib import Path
 from typing import Any, Callable, Iterable, NoReturn
 
 from ..distill import PracticeSettings
 from ..losses import LOSSES, check_labels, label_kind
 from ..training import OPTIMISERS, FitSettings
+from .record import ROOT
 
 KINDS = {"int": int, "float": float, "str": str, "bool": bool, "list[int]": int}
 PRECISIONS = ("auto", "bf16", "fp32")
@@ -27,6 +29,14 @@ def option(default: Any, help: str, *, least: float | None = None, most: float |
     return dataclasses.field(**default, metadata={
         "help": help, "least": least, "most": most, "above": above, "below": below, "unit": unit,
         "choices": choices, "free": free})
+
+
+def beside(path: str) -> str:
+    """A path of this repository, wherever the program is started: data/… that is not here is beside the code.
+
+    Else a default such as data/pocket would be looked for on the hub, where the name could be anybody's.
+    """
+    return str(ROOT / path) if path.startswith("data/") and not Path(path).exists() else path
 
 
 def flag(field: dataclasses.Field | str) -> str:
