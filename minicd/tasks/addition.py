@@ -5,6 +5,7 @@ The teacher writes a scratchpad, the student answers at once. Both baselines see
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,8 +20,8 @@ from ..tokenizer import TextTokenizer
 from ..training import OPTIMISERS
 from . import addition_eval, differs
 from .addition_eval import evaluate
-from .addition_questions import (SCRATCHPADS, addition_context, answer, draw_questions, longest_scratchpad,
-                                 student_template, teacher_template, test_questions)
+from .addition_questions import (SCRATCHPADS, addition_context, answer, carry_run, digits, draw_questions,
+                                 longest_scratchpad, student_template, teacher_template, test_questions)
 from .folder import RunFolder, borrow_same
 from .report import Record, against_paper, pm, seeds_of, table, time_line
 from .run import Experiment, Stage, one_item, seed_folder
@@ -36,7 +37,7 @@ MORE_MODELS = {"after_hard": "student_hard", "true_answers": "student_true"}
 UNTIL = ("teacher", "practice", "student", "table")
 LABELLED = ("model", "precision", "max_digits", "scratchpad", "train_questions", "teacher_lr", "teacher_batch",
             "dropout", "warmup", "decay", "clip", "optimiser")  # settings that teacher and baselines share
-PARTS = ("by_digits", "by_carry_run")
+PARTS = {"by_digits": digits, "by_carry_run": carry_run}  # what a small table groups the questions by
 
 
 def scratchpad_examples(questions: list[str], tokenizer: TextTokenizer, style: str) -> Examples:
@@ -80,7 +81,8 @@ def depends_on(s: AdditionSettings) -> dict[str, dict[str, Any]]:
     direct = labelled | {"direct_epochs": s.direct_epochs}
     models = {"teacher": labelled | {"teacher_epochs": s.teacher_epochs}, "scratchpad_and_direct": direct}
     models["scratchpad_then_direct"] = models["teacher"] | direct
-    practised = models["teacher"] | {"practice_questions": s.practice_questions, **asdict(s.practice_settings(1))}
+    practised = {**models["teacher"], "practice_questions": s.practice_questions,
+                 **asdict(s.practice_settings(1))}
     return {**models, "teacher_validation": models["teacher"], "practice": practised,
             "practice_figures": practised,
             **{f"test_{row}": models[MODELS[row]] | tests for row in MODELS if row != "after"}}
@@ -235,9 +237,12 @@ class Addition(Experiment):
         true, dropped = (pm(record["metrics"][f"practice_{name}"]) for name in ("true", "dropped"))
         settings, parts = record["settings"], []
         titles = ROWS | {"reused": f"student after, {settings.get('reuse')}"}
-        for part in PARTS:
+        for part, of in PARTS.items():
             keys = list(record[part]["teacher"])
-            rows = [[ROWS[row], *(f"{own[key]:.1f}" for key in keys)] for row, own in record[part].items()]
+            tested = test_questions(settings["test_questions"], settings["max_digits"])
+            counts = Counter(str(of(question)) for question in tested)
+            rows = [["test questions", *(counts[key] for key in keys)]]
+            rows += [[ROWS[row], *(f"{own[key]:.1f}" for key in keys)] for row, own in record[part].items()]
             parts.append(table([part.replace("_", " "), *keys], rows))
         return "\n\n".join([
             f"Exact match on unseen additions of up to {settings['max_digits']} digits, %, "

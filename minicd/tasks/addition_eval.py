@@ -14,7 +14,7 @@ from ..metrics import exact_match
 from ..runtime.files import read_json
 from ..sampling import generate
 from ..tokenizer import TextTokenizer
-from .addition_questions import (answer, carry_run, final_answer, split_of, student_template,
+from .addition_questions import (answer, carry_run, digits, final_answer, split_of, student_template,
                                  teacher_template, test_questions)
 from .inputs import tell_unknown_words
 from .settings import EvalSettings, option
@@ -45,9 +45,8 @@ def evaluate(model: nn.Module, tokenizer: TextTokenizer, questions: list[str], s
         text = tokenizer.decode(tokens[found]) if found else ""
         right[i] = exact_match("".join(text.split()), answer(question).replace(" ", ""))
     tokens_used = np.mean([len(p) + len(c) + 1 for p, c in zip(prompts, completions)])
-    digits = [len(q.split("+")[0].split()) for q in questions]
-    return asdict(Score(100 * right.mean(), float(tokens_used), grouped(right, digits),
-                        grouped(right, [carry_run(q) for q in questions])))
+    groups = [grouped(right, [of(question) for question in questions]) for of in (digits, carry_run)]
+    return asdict(Score(100 * right.mean(), float(tokens_used), *groups))
 
 
 def grouped(right: np.ndarray, keys: list[int]) -> dict[str, float]:
@@ -85,11 +84,11 @@ def ask(model: nn.Module, tokenizer: TextTokenizer, question: str, settings: Add
 
 def examine(model: nn.Module, tokenizer: TextTokenizer, settings: AdditionEval, folder: Path) -> str:
     """`eval.py`: accuracy on the table's unseen questions, none of which the model has practised."""
-    questions = test_questions(settings.questions, settings.max_digits or digits_of_run(folder.parent))
+    longest = settings.max_digits or digits_of_run(folder.parent)
+    questions = test_questions(settings.questions, longest)
     check_unseen(questions, folder.parent, tokenizer)
     score = evaluate(model, tokenizer, questions, settings.step_by_step, settings.max_new_tokens,
                      precision=settings.precision)
-    longest = max(map(int, score["by_digits"]))
     return (f"exact match on {len(questions)} unseen questions of up to {longest} digits: "
             f"{score['accuracy']:.2f} %, "
             f"{score['tokens']:.1f} tokens a question\n"

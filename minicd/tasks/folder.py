@@ -125,12 +125,14 @@ def borrow_same(folder: RunFolder, other: Path, settings: Any,
     here, there = depends_on(settings), depends_on(there)
     first = next(iter(here))
     for stage, values in here.items():
-        different = [f"{k} {there[stage][k]!r} there, {v!r} here" for k, v in values.items() if there[stage][k] != v]
+        different = ", ".join(f"{key} {there[stage][key]!r} there, {value!r} here"
+                              for key, value in values.items() if there[stage][key] != value)
         if different and stage == first:
-            raise ValueError(f"{other} cannot be reused, its {first} has other settings: {', '.join(different)}")
-        if different and RunFolder(other, folder.device).file(stage):
-            print(f"{stage} is made anew: {', '.join(different)}")
-        elif stage == first or RunFolder(other, folder.device).file(stage):
+            raise ValueError(f"{other} cannot be reused, its {first} has other settings: {different}")
+        finished = RunFolder(other, folder.device).file(stage)
+        if different and finished:
+            print(f"{stage} is made anew: {different}")
+        elif finished or stage == first:
             folder.borrow(other, [stage])
 
 

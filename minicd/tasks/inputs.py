@@ -41,8 +41,9 @@ def few_shot_inputs(model: nn.Module, tokenizer: TextTokenizer, examples: list[s
             found += [text for text in texts if text and text not in forbidden]
             if len(found) == n:
                 return found
-        raise ValueError(f"asked for {n} inputs, the model wrote only {len(found)} that can be used; "
-                         "choose another --model")
+        raise ValueError(f"asked for {n} inputs, the model wrote only {len(found)} that can be used; others were "
+                         f"empty, test inputs, or unfinished after {max_new_tokens} tokens: choose another "
+                         "--model, or raise --max-input-tokens")
     return draw
 
 
