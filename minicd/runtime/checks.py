@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 def check_practice_set(tensors: dict[str, Tensor]) -> None:
-    """Raises ValueError where rows, lengths or weights do not fit each other, KeyError where some are missing.
+    """Raises ValueError where rows, lengths or weights do not fit each other, KeyError where one is missing.
 
-    Nothing is computed from the lengths before: a damaged one would ask for petabytes.
+    Nothing is made from the lengths before: a damaged one could ask for petabytes.
     """
-    rows = {part: check_ragged(tensors, f"{part}.values", f"{part}.starts") for part in ("prompts", "answers")}
-    if "inputs.values" in tensors:
-        rows["inputs"] = check_ragged(tensors, "inputs.values", "inputs.starts")
+    rows = {part: check_ragged(tensors, f"{part}.values", f"{part}.starts")
+            for part in ("prompts", "answers", "inputs") if part != "inputs" or "inputs.values" in tensors}
+    if "inputs" in rows:
         bytes(tensors["inputs.values"].to(torch.uint8).numpy()).decode()  # else they could not be shown
     check(len(set(rows.values())) == 1, f"it has different numbers of {', '.join(rows)}")
     labels = check_ragged(tensors, "labels.ids", "labels.starts")

@@ -79,9 +79,9 @@ def read_checked(path: Path, kinds: dict[str, Any], advice: str) -> dict[str, An
     problem = "" if isinstance(values, dict) else "it holds no JSON object"
     if not problem and "crc32" in values and values.pop("crc32") != json_checksum(values):
         problem = "it is not what was written"
-    for key, kind in kinds.items() if not problem else ():
-        value = values.get(key)
-        if key in values and not (isinstance(value, kind) and (kind is not list or all(map(is_number, value)))):
+    for key in kinds.keys() & values.keys() if not problem else ():
+        of_numbers = not isinstance(values[key], list) or all(map(is_number, values[key]))
+        if not (isinstance(values[key], kinds[key]) and of_numbers):
             problem = f"what stands under {key!r} is of a wrong type"
     if problem:
         raise ValueError(f"{path} is damaged: {problem}; {advice}")
