@@ -61,9 +61,9 @@ class AdditionEval(EvalSettings):
     """How eval.py examines a model that adds."""
 
     step_by_step: bool = option(False, "ask for a scratchpad, as of the teacher")
-    questions: int = option(10_000, "unseen questions", least=1)
+    questions: int = option(10_000, "unseen questions", least=1, most=10**6)
     max_digits: int = option(8, "longest operands", least=1, most=18, unit="digits")
-    max_new_tokens: int = option(256, "longest completion", least=1, unit="tokens")
+    max_new_tokens: int = option(256, "longest completion", least=1, most=4096, unit="tokens")
 
 
 def ask(model: nn.Module, tokenizer: TextTokenizer, question: str, settings: AdditionEval) -> str:
