@@ -12,6 +12,8 @@ and draws the soft labels.
 
 from __future__ import annotations
 
+import argparse
+import math
 import random
 import tempfile
 from dataclasses import asdict, replace
@@ -22,7 +24,7 @@ from typing import Any, Callable
 import numpy as np
 import torch
 
-from bench.common import ROOT, Parser, guarded, import_transformers, parsed, publish, turns
+from bench.common import ROOT, Parser, count, guarded, import_transformers, parsed, publish, turns
 from data.world.bases import pocket_config
 from data.world.lists import operation, pocket_tokenizer
 from minicd import Context, PracticeSettings, identity, practice, sampling
@@ -157,12 +159,18 @@ def compiled(name: str, shape: Shape, precision: str, arguments) -> list[dict[st
                   compiled=our_updates(fast, *how), plain=our_updates(plain, *how))]
 
 
+def temperature(text: str) -> float:
+    if not 0 <= float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
+    return float(text)
+
+
 def parse() -> Any:
     parser = Parser("Training and labelling speed against Hugging Face transformers.")
     for flag, choices in (("--precision", ["fp32", "bf16"]), ("--shape", list(SHAPES))):
         parser.add_argument(flag, choices=choices, action="append", help="only this one")
-    parser.add_argument("--rounds", type=int, default=5, help="timed turns of each side")
-    parser.add_argument("--temperature", type=float, default=0.0, help="of the labelling; 0: greedy")
+    parser.add_argument("--rounds", type=count, default=5, help="timed turns of each side")
+    parser.add_argument("--temperature", type=temperature, default=0.0, help="of the labelling; 0: greedy")
     parser.add_argument("--model", help="a trained teacher, for the scratchpad rows (default: data/pocket)")
     parser.add_argument("--compile", action="store_true",
                         help="instead: train with and without torch.compile")

@@ -13,6 +13,7 @@ from typing import Sequence
 import torch
 from torch import Tensor
 
+from .runtime.checks import check_practice_set
 from .runtime.files import all_tensors, atomic_safetensors, open_safetensors
 
 
@@ -201,6 +202,7 @@ class Examples:
         problem = "is damaged, or not a practice set"
         with open_safetensors(path, problem, "delete it to practise anew") as file:
             t = all_tensors(file)
+            check_practice_set(t)
             prompts, answers = (Ragged(t[f"{k}.values"], t[f"{k}.starts"]) for k in ("prompts", "answers"))
             inputs = Ragged(t["inputs.values"], t["inputs.starts"]) if "inputs.values" in t else None
             labels = SoftLabels(Ragged(t["labels.ids"], t["labels.starts"]), t["labels.weights"])

@@ -152,11 +152,15 @@ class Run:
         """Resume from the checkpoint. Raises ValueError where it is damaged or another run's."""
         with open_safetensors(self.checkpoint, advice="delete it to train this stage anew") as file:
             metadata, state = file.metadata() or {}, all_tensors(file)
-        if metadata.get("run") != self.description:
-            raise ValueError(
-                f"{self.checkpoint} belongs to a run with other settings ({metadata.get('run')}); this one "
-                f"has {self.description}. Delete it to train this stage anew")
-        self.step, self.history = json.loads(metadata["history"])
+            if metadata.get("run") != self.description:
+                raise ValueError(
+                    f"{self.checkpoint} belongs to a run with other settings ({metadata.get('run')}); this "
+                    f"one has {self.description}. Delete it to train this stage anew")
+            self.restore(json.loads(metadata["history"]), state)
+
+    def restore(self, progress: list, state: dict[str, Tensor]) -> None:
+        """Take step, losses, weights, optimisers and random state from a checkpoint."""
+        self.step, self.history = progress
         self.model.load_state_dict({n[6:]: v for n, v in state.items() if n.startswith("model.")})
         for name, parameter in self.model.named_parameters():
             for optimiser in self.optimisers:

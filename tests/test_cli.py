@@ -410,6 +410,25 @@ def test_no_helper_outlives_a_killed_run(side_by_side):
     assert_all_end(found)
 
 
+@needs_proc
+def test_a_second_start_in_one_folder_says_who_works_there(base, side_by_side, tmp_path, refused):
+    """Also in the folder of one of its seeds; and kill -9 of the first leaves nothing that holds the folder."""
+    out = tmp_path / "run"
+    process, found = side_by_side(teacher_epochs=1000, seeds="0 1")
+    before = sorted(path.name for path in out.iterdir() if "progress" not in path.name)
+    for changes in ({"seeds": "0 1"}, {"seeds": "1"}, {"jobs": 2}):
+        said = refused("train", *flags(base, out, **{**BROKEN, "until": "teacher", "teacher_epochs": 1000, **changes}))
+        assert re.fullmatch(rf"error: process {process.pid} \(since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d\) works in {out}; wait until "
+                            "it is done, or choose another folder with --out", said), said
+    assert f"works in {out / 'seed-1'};" in refused("train", *flags(base, out / "seed-1", teacher_epochs=1))
+    assert sorted(path.name for path in out.iterdir() if "progress" not in path.name) == before
+    process.kill()
+    process.communicate()
+    assert found and (out / ".lock").exists()
+    refusal = refused("train", *flags(base, out, teacher_epochs=999))
+    assert "holds a run with other settings" in refusal and not (out / ".lock").exists()
+
+
 def test_a_run_can_stop_after_a_stage_and_go_on(base, tmp_path, cli, refused, capsys):
     """--until, then a damaged file at each stage; deleting what the sentence names mends it."""
     out = tmp_path / "run"

@@ -111,10 +111,11 @@ class PocketSettings(RunSettings):
     base: str = option("instructions", "instructions: the base of the experiments on instructions; lists: "
                        "that of addition", choices=("instructions", "lists"))
     steps: int = option(24000, "optimiser steps; those of data/pocket were 8000", least=1)
-    batch: int = option(64, "batch size", least=1)
+    batch: int = option(64, "batch size", least=1, most=10_000)
     lr: float = option(2e-3, "learning rate", above=0, most=10)
     optimiser: str = option("muon", "adamw, or muon for the matrices inside the layers", choices=OPTIMISERS)
-    held_out: int = option(500, "of each kind, for the figures at the end", least=1, unit="held-out items")
+    held_out: int = option(500, "of each kind, for the figures at the end", least=1, most=100_000,
+                          unit="held-out items")
 
 
 class Pocket(Experiment):

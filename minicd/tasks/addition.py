@@ -56,19 +56,21 @@ class AdditionSettings(DistillSettings):
 
     max_digits: int = option(8, "longest operands", least=1, most=18, unit="digits")
     scratchpad: str = option("compact", "format: compact, or nye (the paper's)", choices=SCRATCHPADS)
-    train_questions: int = option(499, "labelled, for teacher and baselines alike", least=1, unit="questions")
-    teacher_epochs: int = option(80, "passes of the teacher over its scratchpads", least=1)
+    train_questions: int = option(499, "labelled, for teacher and baselines alike", least=1, most=10**6,
+                                  unit="questions")
+    teacher_epochs: int = option(80, "passes of the teacher over its scratchpads", least=1, most=10**6)
     teacher_lr: float = option(1.5e-3, "learning rate of the teacher and of the baselines", above=0, most=10)
     teacher_batch: int = option(32, "batch size of the teacher and of the baselines", least=1)
-    direct_epochs: int = option(50, "passes of the baselines over their data", least=1)
+    direct_epochs: int = option(50, "passes of the baselines over their data", least=1, most=10**6)
     dropout: float = option(0.1, "of the teacher and of the baselines, whose data are few", least=0, below=1)
     floor: float = option(50.0, "least validation accuracy to go on", least=0, most=100, unit="%", free=True)
     optimiser: str = option("muon", "adamw (the paper's), or muon inside the layers", choices=OPTIMISERS)
-    practice_questions: int = option(60_000, "which the teacher answers", least=1, unit="questions")
-    student_epochs: float = option(5.0, "passes of the student over the practice set", above=0, most=1e6)
+    practice_questions: int = option(60_000, "which the teacher answers", least=1, most=10**8,
+                                     unit="questions")
+    student_epochs: float = option(5.0, "passes of the student over the practice set", least=1e-3, most=1e6)
     student_lr: float = option(2e-3, "learning rate of the student", above=0, most=10)
     student_batch: int = option(128, "batch size of the student", least=1)
-    test_questions: int = option(10_000, "unseen, for the table", least=1, unit="questions")
+    test_questions: int = option(10_000, "unseen, for the table", least=1, most=10**6, unit="questions")
     all_rows: bool = option(False, "also train a student on hard labels and one on true answers", free=True)
     reuse: str = option("", "run folder to take all finished stages from that would be the same here: for "
                         "another loss, all but the student")

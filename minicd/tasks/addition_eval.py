@@ -11,7 +11,7 @@ from torch import nn
 
 from ..labels import Examples
 from ..metrics import exact_match
-from ..runtime.files import read_json
+from ..runtime.files import read_checked
 from ..sampling import generate
 from ..tokenizer import TextTokenizer
 from .addition_questions import (answer, carry_run, digits, final_answer, split_of, student_template,
@@ -62,10 +62,10 @@ class AdditionEval(EvalSettings):
     """How eval.py examines a model that adds."""
 
     step_by_step: bool = option(False, "ask for a scratchpad, as of the teacher")
-    questions: int = option(10_000, "unseen questions", least=1)
+    questions: int = option(10_000, "unseen questions", least=1, most=10**6)
     max_digits: int | None = option(None, "longest operands; those of the model's run unless told otherwise",
                                     least=1, most=18, unit="digits")
-    max_new_tokens: int = option(256, "longest completion", least=1, unit="tokens")
+    max_new_tokens: int = option(256, "longest completion", least=1, most=4096, unit="tokens")
 
 
 def ask(model: nn.Module, tokenizer: TextTokenizer, question: str, settings: AdditionEval) -> str:
@@ -98,10 +98,8 @@ def examine(model: nn.Module, tokenizer: TextTokenizer, settings: AdditionEval, 
 def digits_of_run(run: Path) -> int:
     """--max-digits of the run that made the model; 8 where it is not known."""
     file = run / "settings.json"
-    digits = read_json(file).get("max_digits", 8) if file.exists() else 8
-    if digits not in range(1, 19):
-        raise ValueError(f"{file} is damaged: max_digits cannot be {digits!r}")
-    return digits
+    known = read_checked(file, {"max_digits": int}, "say --max-digits") if file.exists() else {}
+    return known.get("max_digits", 8)
 
 
 def check_unseen(questions: list[str], run: Path, tokenizer: TextTokenizer) -> None:

@@ -88,8 +88,8 @@ class TaskEval(EvalSettings):
     """How eval.py examines a model on tasks of Natural Instructions."""
 
     data: str = option(DATA, "a task file, or a folder of them")
-    test_instances: int = option(TEST, "of each task", least=1, unit="instances")
-    max_new_tokens: int = option(12, "longest completion", least=1, unit="tokens")
+    test_instances: int = option(TEST, "of each task", least=1, most=TEST, unit="instances")
+    max_new_tokens: int = option(12, "longest completion", least=1, most=4096, unit="tokens")
 
 
 @dataclass

@@ -28,11 +28,11 @@ class TaskSettings(DistillSettings):
     model: str = option("data/pocket-instructions", "folder or hub id of the instruction-tuned model")
     data: str = option(DATA, "folder of Natural-Instructions task files, the pocket's or the real ones")
     practice_inputs: int = option(1024, "for each context", least=1, unit="inputs")
-    epochs: float = option(3.0, "passes over the practice set", above=0, most=1e6)
+    epochs: float = option(3.0, "passes over the practice set", least=1e-3, most=1e6)
     lr: float = option(1e-3, "learning rate", above=0, most=10)
     batch_size: int = option(32, "batch size", least=1)
     warmup: float = option(0.05, "share of the steps with a growing learning rate", least=0, most=1)
-    max_new_tokens: int = option(12, "longest answer", least=1, unit="tokens")
+    max_new_tokens: int = option(12, "longest answer", least=1, most=4096, unit="tokens")
     test_instances: int = option(TEST, "of each task", least=1, most=TEST, unit="instances")
     on_policy: bool = option(False, "the student writes the answers, the teacher labels them")
 

@@ -59,7 +59,7 @@ def mean_of(values: Sequence[Any]) -> Any:
 def make_record(task: str, settings: Any, seeds: list[int], figures: list[dict[str, Any]],
                 notes: list[dict[str, dict]], paper: dict[str, Any]) -> dict[str, Any]:
     """Figures and notes of every seed → the JSON record, with spreads of `metrics` and means of the rest."""
-    stages = list(dict.fromkeys(stage for note in notes for stage in note))
+    stages = list(dict.fromkeys(stage for note in notes for stage in note if "minutes" in note[stage]))
     minutes = {s: [round(note.get(s, {}).get("minutes", 0.0), 2) for note in notes] for s in stages}
     total = [round(sum(stage.get("minutes", 0.0) for stage in note.values()), 2) for note in notes]
     losses = {s: [round(note[s]["losses"][-1], 5) for note in notes if "losses" in note.get(s, {})]

@@ -14,11 +14,13 @@ from typing import Any, Callable, Iterable, NoReturn
 
 from ..distill import PracticeSettings
 from ..losses import LOSSES, check_labels, label_kind
+from ..sampling import out_of_memory
 from ..training import OPTIMISERS, FitSettings
 from .record import ROOT
 
 KINDS = {"int": int, "float": float, "str": str, "bool": bool, "list[int]": int}
 PRECISIONS = ("auto", "bf16", "fp32")
+LARGEST = 10**9  # of a whole number without a limit of its own: nobody waits for more
 
 
 def option(default: Any, help: str, *, least: float | None = None, most: float | None = None,
@@ -81,6 +83,8 @@ def what_is_wrong(value: Any, kind: type, field: Any) -> str:
         return f"choose from {', '.join(field['choices'])}"
     if kind in (int, float) and not (inside(value, field) and (kind is int or math.isfinite(value))):
         return f"it must be {range_of(field) or 'a finite number'}"
+    if kind is int and field["most"] is None and abs(value) > LARGEST:
+        return f"it must be at most {LARGEST:g}"
     return ""
 
 
@@ -123,7 +127,7 @@ class DistillSettings(RunSettings):
                              above=0, below=1)
     labels: str = option("auto", "form of soft labels: sampled, top, exact, or auto: what the loss needs",
                          choices=("auto", "sampled", "top", "exact"))
-    label_samples: int = option(100, "size of a sampled label", least=1, most=1_000_000, unit="samples")
+    label_samples: int = option(100, "size of a sampled label", least=1, most=10_000, unit="samples")
     label_top: int = option(16, "size of a top label", least=1, most=1_000_000, unit="likeliest tokens")
     warmup: float = option(0.02, "share of the steps with a growing learning rate", least=0, most=1)
     decay: float = option(0.3, "share of the steps, at the end, with a falling rate", least=0, most=1)
@@ -260,4 +264,9 @@ def guarded(main: Callable[[], None]) -> None:
     except (ValueError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: {error.filename or 'writing'}: {error.strerror or error}")
+        sys.exit(f"error: {error.filename or 'writing'}: {error.strerror}" if error.strerror
+                 else f"error: {error}")
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        sys.exit("error: memory ran out; smaller batches need less, and --jobs 1 does, too")
