@@ -26,7 +26,7 @@ REAL = {
     "llama": ["rms_norm_eps", "rope_theta", "rope_scaling.factor", "rope_scaling.low_freq_factor",
               "rope_scaling.high_freq_factor", "rope_scaling.original_max_position_embeddings"]}
 OTHER = {
-    "t5-v1.1": ["tie_word_embeddings", "feed_forward_proj"],
+    "t5-v1.1": ["tie_word_embeddings", "feed_forward_proj", "scale_decoder_outputs"],
     "gpt2": ["tie_word_embeddings", "activation_function", "scale_attn_weights"],
     "xglm": ["tie_word_embeddings", "activation_function", "scale_embedding"],
     "llama": ["tie_word_embeddings", "hidden_act", "attention_bias", "mlp_bias"],

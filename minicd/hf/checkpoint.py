@@ -7,7 +7,7 @@ import math
 import re
 import zlib
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Iterator
 
@@ -39,6 +39,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dt
         config = load_config(folder / "config.json")
         tokenizer = load_tokenizer(folder, config)
         weights = Weights(weight_files(folder))
+        config = tie_as_stored(config, weights)
         if depth(config) > len(weights):  # else making them could take forever
             raise ValueError(f"{weights.where} does not fit its config.json: {depth(config)} layers from "
                              f"{len(weights)} tensors")
@@ -241,6 +242,23 @@ def load_weights(model: nn.Module, weights: Weights, device="cpu", dtype=torch.f
     check_copies(weights, config, dtype, state)
     model.load_state_dict(state, assign=True)
     model.requires_grad_(True)
+
+
+def tie_as_stored(config: Config, weights: Weights) -> Config:
+    """T5's config, where transformers 5 wrote it: that calls every T5 tied, and its own key tells the scale.
+
+    So the file has to tell: the head is tied where it is missing, or a copy of the embedding.
+    """
+    if not isinstance(config, T5Config) or config.scale_decoder_outputs is None:
+        return config
+    embedding, head = (weights.get(name) for name in ("shared.weight", "lm_head.weight"))
+    tied = head is None
+    if embedding and head and (embedding.shape, embedding.kind) == (head.shape, head.kind) and head.shape == [
+            config.vocab_size, config.d_model]:
+        pieces = zip(weights.pieces(embedding.name), weights.pieces(head.name))
+        tied = all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for (_, a), (_, b) in pieces)
+    scaled = config.scale_decoder_outputs
+    return replace(config, tie_word_embeddings=tied, scale_decoder_outputs=None if scaled == tied else scaled)
 
 
 def check_names(wanted: dict[str, list[str]], weights: Weights, config: Config) -> None:

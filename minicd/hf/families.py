@@ -141,8 +141,6 @@ def read_config(raw: Any) -> Config:
 def t5_config(raw: dict) -> T5Config:
     known = {field.name: KINDS[field.type] for field in fields(T5Config)}
     raw = {"decoder_start_token_id": raw.get("pad_token_id", 0), **raw}
-    if raw.get("scale_decoder_outputs") is False:  # transformers 5 calls every T5 tied; this marks v1.1
-        raw["tie_word_embeddings"] = False
     for key in known.keys() & raw.keys():
         if not isinstance(raw[key], known[key]) or (isinstance(raw[key], bool) and known[key] is not bool):
             raise ValueError(f"{key} cannot be {raw[key]!r}")
@@ -212,7 +210,7 @@ def llama_config(raw: dict) -> DecoderConfig:
 
 READERS = {"t5": t5_config, "gpt2": gpt2_config, "xglm": xglm_config}
 KINDS = {"int": int, "int | None": (int, type(None)), "float": (int, float), "bool": bool,
-         "str": str}  # of T5Config's fields
+         "bool | None": bool, "str": str}  # of T5Config's fields
 LARGEST = 2**28  # the largest size: larger ones overflow in products, before tensors are compared with them
 LLAMA3 = ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]
 ROPE_NUMBERS = {"default": [], "linear": ["factor"], "llama3": LLAMA3}
@@ -288,5 +286,6 @@ def write_config(config: Config, dtype: str) -> dict[str, Any]:
     if isinstance(config, DecoderConfig):
         old = {key: value for key, value in config.source.items() if key not in ("torch_dtype", "dtype")}
         return {**old, "torch_dtype": dtype}
+    ours = {key: value for key, value in asdict(config).items() if value is not None}
     return {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "is_encoder_decoder": True,
-            "use_cache": True, **asdict(config), "torch_dtype": dtype}
+            "use_cache": True, **ours, "torch_dtype": dtype}
