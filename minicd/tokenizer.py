@@ -13,11 +13,12 @@ from .runtime.files import atomic_bytes
 class TextTokenizer:
     """Encodes prompts and answers. The stop token ends answers and, in encoder-decoders, prompts."""
 
-    def __init__(self, backend: Tokenizer, eos: str = "</s>", pad: str | None = "<pad>",
+    def __init__(self, backend: Tokenizer, eos: str | None = "</s>", pad: str | None = "<pad>",
                  ends_prompts: bool = True):
-        """`pad` None: there is no such token. `ends_prompts` False: for a decoder, which would stop there."""
+        """None: there is no such token. `ends_prompts` False: for a decoder, which would stop there."""
         self.backend, self.ends_prompts = backend, ends_prompts
-        self.eos_id, self.pad_id = backend.token_to_id(eos), None if pad is None else backend.token_to_id(pad)
+        self.eos_id, self.pad_id = (None if token is None else backend.token_to_id(token)
+                                    for token in (eos, pad))
         for token, number in ((eos, self.eos_id), (pad, self.pad_id)):
             if token is not None and number is None:
                 raise ValueError(f"the tokenizer has no {token} token, which the model needs")
@@ -52,7 +53,7 @@ class TextTokenizer:
         return [self.with_eos(encoding.ids) for encoding in encodings]
 
     def with_eos(self, ids: list[int]) -> list[int]:
-        return ids if ids and ids[-1] == self.eos_id else ids + [self.eos_id]
+        return ids if self.eos_id is None or ids[-1:] == [self.eos_id] else ids + [self.eos_id]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids → text, without special tokens."""

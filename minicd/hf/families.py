@@ -217,12 +217,17 @@ ROPE_NUMBERS = {"default": [], "linear": ["factor"], "llama3": LLAMA3}
 
 
 def common_fields(raw: dict, width: int, heads: int) -> dict[str, Any]:
-    eos, vocab_size = raw.get("eos_token_id"), whole(raw, "vocab_size")
-    if eos is None or eos == []:
-        raise ValueError("eos_token_id is missing: without it no completion would end")
-    eos = [token(i, "eos_token_id", vocab_size) for i in (eos if isinstance(eos, list) else [eos])]
+    vocab_size = whole(raw, "vocab_size")
+    first, *more = eos_ids(raw, vocab_size) or [-1]
     return {"family": raw["model_type"], "vocab_size": vocab_size, "d_model": width, "num_heads": heads,
-            "eos_token_id": eos[0], "more_eos_token_ids": tuple(eos[1:]), "source": raw}
+            "eos_token_id": first, "more_eos_token_ids": tuple(more), "source": raw}
+
+
+def eos_ids(raw: dict, vocab_size: int) -> list[int]:
+    """The tokens that end a completion, as a config.json or generation_config.json names them: often none."""
+    eos = raw.get("eos_token_id")
+    listed = eos if isinstance(eos, list) and eos else [] if eos is None else [eos]
+    return [token(i, "eos_token_id", vocab_size) for i in listed]
 
 
 def rope(raw: dict) -> dict[str, Any]:

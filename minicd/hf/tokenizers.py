@@ -76,6 +76,18 @@ def read_tokenizer_json(path: Path) -> Tokenizer:
     return backend
 
 
+def read_eos(path: Path, backend: Tokenizer) -> list[int]:
+    """The id of the stop token that a tokenizer_config.json names, if the file is there and names one."""
+    named = read_json_object(path).get("eos_token") if path.exists() else None
+    name = named.get("content") if isinstance(named, dict) else named
+    if named is None:
+        return []
+    number = backend.token_to_id(name) if isinstance(name, str) else None
+    if number is None:
+        raise ValueError(f"{path}: its eos_token {named!r} is no token of the tokenizer")
+    return [number]
+
+
 def read_byte_level_bpe(folder: Path) -> Tokenizer:
     """GPT-2's or Qwen's vocab.json, merges.txt and, for Qwen, tokenizer_config.json. Raises ValueError."""
     config_file = folder / "tokenizer_config.json"
