@@ -9,6 +9,9 @@ from tokenizers import Encoding, Tokenizer, decoders, models, pre_tokenizers, pr
 
 from .runtime.files import atomic_bytes
 
+MOST_TOKENS = 100  # of a character: Unicode's longest, U+FDFA, becomes 18 letters of 33 bytes, maybe all tokens
+ENCODED_AT_ONCE = 256  # texts between two looks at how long they became
+
 
 class TextTokenizer:
     """Encodes prompts and answers. The stop token ends answers and, in encoder-decoders, prompts."""
@@ -29,10 +32,22 @@ class TextTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """A prompt → its ids."""
-        return self.prompt_ids(self.backend.encode(text))
+        return self.encode_all([text])[0]
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        return [self.prompt_ids(encoding) for encoding in self.backend.encode_batch(list(texts))]
+        return [self.prompt_ids(encoding) for encoding in self.encodings(texts)]
+
+    def encodings(self, texts: Sequence[str], **how) -> list[Encoding]:
+        """The backend's. Raises ValueError for far too many tokens, as of a malicious normaliser."""
+        found: list[Encoding] = []
+        for start in range(0, len(texts), ENCODED_AT_ONCE):
+            some = list(texts[start : start + ENCODED_AT_ONCE])
+            found += self.backend.encode_batch(some, **how)
+            for text, encoding in zip(some, found[start:]):
+                if len(encoding) > MOST_TOKENS * (len(text) + 1):
+                    raise ValueError(f"the tokenizer makes {len(encoding)} tokens of a text of {len(text)} "
+                                     "characters: it is damaged or malicious")
+        return found
 
     def prompt_ids(self, encoding: Encoding) -> list[int]:
         """The ids of a prompt, with a stop token at the end, or without the one that the backend appended."""
@@ -49,7 +64,7 @@ class TextTokenizer:
     def encode_answers(self, texts: Sequence[str]) -> list[list[int]]:
         if self.ends_prompts:
             return self.encode_all(texts)
-        encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
+        encodings = self.encodings(texts, add_special_tokens=False)
         return [self.with_eos(encoding.ids) for encoding in encodings]
 
     def with_eos(self, ids: list[int]) -> list[int]:
