@@ -110,10 +110,10 @@ class Stops:
         self.tokenizer = tokenizer
         if self.strings and (tokenizer is None or "" in self.strings):
             raise ValueError("stop strings need the tokenizer, and must not be empty")
-        self.eos = {model.config.eos_token_id, *getattr(model.config, "more_eos_token_ids", ())}
-        self.filler = model.config.eos_token_id
+        self.eos = {model.config.eos_token_id, *getattr(model.config, "more_eos_token_ids", ())} - {-1}
+        self.filler = max(0, model.config.eos_token_id)  # any token: what follows an end is cut off
         ids = [*self.eos, *(s for s in stop if not isinstance(s, str))]
-        self.ids = torch.tensor(ids, device=next(model.parameters()).device)
+        self.ids = torch.tensor(ids, dtype=torch.long, device=next(model.parameters()).device)
         self.known = set(ids)
 
     def find(self, tokens: Tensor, finished: Tensor) -> Tensor:
