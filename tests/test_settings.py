@@ -99,7 +99,7 @@ def test_help_lists_the_settings_of_the_task_and_no_others(help_of, program, tas
     fields, said = [*dataclasses.fields(flags), *dataclasses.fields(settings)], help_of(program, task)
     assert list(said) == [flag(field) for field in fields]
     for field, line in zip(fields, said.values()):
-        default = getattr((flags if field in dataclasses.fields(flags) else settings)(), field.name)
+        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
         assert field.metadata["help"] in line and range_of(field.metadata) in line
         usual = None if default is None or default is False or default == "" else as_text(default)
         said_usual = re.search(r"default: (.*?)\)$", line)
