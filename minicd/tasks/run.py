@@ -145,7 +145,7 @@ class Experiment:
 
     def tell(self, stage: Stage) -> None:
         if stage.show:
-            tqdm.write(stage.show(self.folder.get(stage.name)))
+            tqdm.write(progress.printable(stage.show(self.folder.get(stage.name))))
 
     def waiting(self) -> Iterator[Stage]:
         """Unfinished stages whose needs are finished."""

@@ -13,6 +13,7 @@ from typing import Any, Callable, Iterable, NoReturn
 
 from ..distill import PracticeSettings, check_labels
 from ..losses import LOSSES, label_kind
+from ..runtime.progress import printable
 from ..training import OPTIMISERS, FitSettings
 
 KINDS = {"int": int, "float": float, "str": str, "bool": bool, "list[int]": int}
@@ -248,6 +249,6 @@ def guarded(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         sys.exit("\nstopped; the same command goes on from the last checkpoint")
     except (ValueError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {printable(str(error))}")
     except OSError as error:
         sys.exit(f"error: {error.filename or 'writing'}: {error.strerror or error}")
