@@ -38,6 +38,8 @@ def main() -> None:
     if scale is None:
         raise ValueError(f"--scale {arguments.scale}: known scales are {', '.join(task.SCALES)}")
     settings = settings_from(arguments, task.Settings, scale, task.QUICK if flags.quick else {})
+    if arguments.out == "":
+        raise ValueError("--out is empty: it must be the name of a folder")
     out = Path(flags.out or Path("runs") / (flags.task + "-quick" * flags.quick))
     device = pick_device(flags.device)
     train(flags.task, task, settings, list(dict.fromkeys(flags.seeds)), out, device,

@@ -13,9 +13,10 @@ import torch
 from minicd.runtime.device import hardware, pick_device
 from minicd.runtime.files import atomic_json
 from minicd.tasks.record import ROOT, command_line, commit
-from minicd.tasks.settings import Parser, guarded
+from minicd.tasks.settings import LARGEST, Parser, guarded
 
-__all__ = ["ROOT", "Parser", "count", "guarded", "import_transformers", "parsed", "png", "publish", "turns"]
+__all__ = ["ROOT", "Parser", "count", "guarded", "import_transformers", "parsed", "png", "publish",
+           "seed_number", "turns"]
 COMMIT = commit()  # when the program started: the files may change while it runs
 
 
@@ -24,8 +25,15 @@ COMMIT = commit()  # when the program started: the files may change while it run
 
 def count(text: str) -> int:
     """The value of a flag that counts something of which there is at least one."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    if not 1 <= int(text) <= LARGEST:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and {LARGEST:g}")
+    return int(text)
+
+
+def seed_number(text: str) -> int:
+    """The value of a flag that is a seed."""
+    if not 0 <= int(text) < 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and {2**32 - 1}")
     return int(text)
 
 

@@ -11,10 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.common import ROOT, Parser, guarded, png
+from bench.common import ROOT, Parser, count, guarded, png, seed_number
 from minicd.runtime.device import pick_device
 from minicd.runtime.files import atomic_json
 from minicd.runtime.jobs import usual_jobs
+from minicd.runtime.lock import one_writer
 from minicd.tasks.addition import Addition, AdditionSettings
 from minicd.tasks.folder import RunFolder
 from minicd.tasks.record import make_record
@@ -25,7 +26,13 @@ DEFAULT = AdditionSettings()
 
 def main() -> None:
     arguments = parse()
-    runs = {budget: [experiment(budget, seed, arguments) for seed in arguments.seeds]
+    with one_writer(arguments.out):
+        work(arguments)
+
+
+def work(arguments: Any) -> None:
+    """All teachers, then record and picture."""
+    runs = {budget: [experiment(budget, number, arguments) for number in arguments.seeds]
             for budget in arguments.budgets}
     jobs = arguments.jobs or usual_jobs(arguments.device)
     make_all([run for several in runs.values() for run in several], jobs)
@@ -42,25 +49,25 @@ def main() -> None:
 
 def parse() -> Any:
     parser = Parser(__doc__.splitlines()[0])
-    parser.add_argument("--budgets", type=int, nargs="+", default=[250, 499, 1000, 2000, 5000],
+    parser.add_argument("--budgets", type=count, nargs="+", default=[250, 499, 1000, 2000, 5000],
                         help="labelled questions")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=seed_number, nargs="+", default=[0, 1, 2])
     parser.add_argument("--device", default="auto", type=pick_device)
-    parser.add_argument("--jobs", type=int, default=0, help="teachers side by side; 0: one for each CPU core")
+    parser.add_argument("--jobs", type=count, help="teachers side by side (default: one for each CPU core)")
     parser.add_argument("--reuse", type=Path, help="the table's run folder, to take its teachers from")
     parser.add_argument("--out", type=Path, default=Path("runs/labelled"), help="run folder")
     return parser.parse_args()
 
 
-def experiment(budget: int, seed: int, arguments: Any) -> Addition:
-    """The experiment of this budget and seed, up to its teacher."""
+def experiment(budget: int, number: int, arguments: Any) -> Addition:
+    """The experiment of this budget and seed number, up to its teacher."""
     epochs = max(1, round(DEFAULT.teacher_epochs * DEFAULT.train_questions / budget))
     settings = replace(DEFAULT, train_questions=budget, teacher_epochs=epochs, until="teacher", floor=0.0)
-    folder = RunFolder(arguments.out / str(budget) / f"seed-{seed}", arguments.device)
+    folder = RunFolder(arguments.out / str(budget) / f"seed-{number}", arguments.device)
     folder.claim(settings)
     if arguments.reuse and budget == DEFAULT.train_questions:
-        folder.borrow(seed_folder(arguments.reuse, seed), ["teacher", "teacher_validation"])
-    return Addition(settings, seed, folder)
+        folder.borrow(seed_folder(arguments.reuse, number), ["teacher", "teacher_validation"])
+    return Addition(settings, number, folder)
 
 
 def draw(axes: Any, metrics: dict[str, Any]) -> None:

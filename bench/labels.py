@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from bench.common import Parser, count, guarded, parsed, png, publish
+from bench.common import Parser, count, guarded, parsed, png, publish, seed_number
 from minicd.distill import PracticeSettings, soft_labels
 from minicd.labels import Examples, LabelBatch, Ragged, SoftLabels
 from minicd.losses import LOSSES, label_kind, mean_over_answers
@@ -253,7 +253,8 @@ def curve(axes, rows: list[dict[str, Any]], title: str, vocabulary: int, **how: 
 def parse() -> Any:
     parser = Parser(__doc__.splitlines()[0])
     parser.add_argument("--vocabulary", type=count, action="append", help="only this size; may be repeated")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the gradient's error")
+    parser.add_argument("--seeds", type=seed_number, nargs="+", default=[0, 1, 2],
+                        help="of the gradient's error")
     parser.add_argument("--rounds", type=count, default=3, help="timed passes of each loss")
     return parsed(parser, "bench-labels", out="the record; beside it the plot")
 

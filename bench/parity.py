@@ -21,7 +21,7 @@ from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 
-from bench.common import ROOT, Parser, count, guarded, import_transformers, publish
+from bench.common import ROOT, Parser, count, guarded, import_transformers, publish, seed_number
 from minicd import sampling
 from minicd.hf.checkpoint import load, save
 from minicd.tokenizer import word_tokenizer
@@ -125,7 +125,7 @@ def parse() -> Any:
     parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES),
                         metavar="FAMILY", help=f"only these, of {', '.join(FAMILIES)}")
     parser.add_argument("--draws", type=count, default=10, help="random models of each family (default: 10)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed_number, default=0)
     parser.add_argument("--publish", action="store_true", help="write results/bench-parity.json")
     return parser.parse_args()
 

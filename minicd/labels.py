@@ -13,6 +13,7 @@ from typing import Sequence
 import torch
 from torch import Tensor
 
+from .runtime.checks import check_practice_set
 from .runtime.files import all_tensors, atomic_safetensors, open_safetensors
 
 
@@ -83,6 +84,15 @@ class SoftLabels:
 
     ids: Ragged
     weights: Tensor  # [entries] int32 or float32, aligned with ids.values
+
+    @property
+    def kind(self) -> str:
+        """sampled; or of probabilities exact, or top where some of a sum is left for other tokens."""
+        if not self.weights.is_floating_point():
+            return "sampled"
+        rows = torch.repeat_interleave(torch.arange(len(self.ids)), self.ids.lengths)
+        sums = torch.zeros(len(self.ids)).index_add(0, rows, self.weights.float())
+        return "top" if (sums < 1 - 1e-3).any() else "exact"
 
     @classmethod
     def sample(cls, logits: Tensor, samples: int, generator: torch.Generator | None = None) -> SoftLabels:
@@ -192,6 +202,7 @@ class Examples:
         problem = "is damaged, or not a practice set"
         with open_safetensors(path, problem, "delete it to practise anew") as file:
             t = all_tensors(file)
+            check_practice_set(t)
             prompts, answers = (Ragged(t[f"{k}.values"], t[f"{k}.starts"]) for k in ("prompts", "answers"))
             inputs = Ragged(t["inputs.values"], t["inputs.starts"]) if "inputs.values" in t else None
             labels = SoftLabels(Ragged(t["labels.ids"], t["labels.starts"]), t["labels.weights"])

@@ -74,6 +74,12 @@ class TextTokenizer:
         """Token ids → text, without special tokens."""
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
+    def unknown_words(self, text: str) -> list[str]:
+        """Parts of the text for which the vocabulary has no token but <unk>: the model cannot see them."""
+        unknown, encoding = self.backend.token_to_id("<unk>"), self.backend.encode(text)
+        found = [text[a:b] for i, (a, b) in zip(encoding.ids, encoding.offsets) if i == unknown]
+        return list(dict.fromkeys(found))
+
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The text of each token by itself, without spaces; U+FFFD stands for part of a character."""
         if isinstance(self.backend.decoder, decoders.ByteLevel):

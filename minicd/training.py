@@ -31,7 +31,7 @@ class FitSettings:
     warmup: float = 0.0  # share of the steps with a linearly growing learning rate
     decay: float = 0.0  # share of the steps, at the end, with a linearly falling one
     clip: float = 0.0  # largest gradient norm; 0: no clipping
-    loss: str = "hard"
+    loss: str = "empirical"  # by its name in losses.py; on hard labels it is the plain cross-entropy
     jsd_beta: float = 0.5  # of the loss jsd
     dropout: float | None = None  # None: what the model's config says
     optimiser: str = "adamw"  # or muon: for the layers' matrices (Jordan et al., 2024), AdamW for the rest
@@ -39,7 +39,11 @@ class FitSettings:
 
 
 class BatchSource(Protocol):
-    """Batches by step number, so that a resumed run sees exactly what an uninterrupted one sees."""
+    """Batches by step number, so that a resumed run sees exactly what an uninterrupted one sees.
+
+    If it has `tokens_per_batch`, the mean number of answer tokens, every token has the same weight. Else a
+    batch's loss is the mean over its own tokens.
+    """
 
     def __len__(self) -> int: ...
     def __getitem__(self, step: int) -> tuple[Tensor, LabelBatch]: ...
@@ -54,6 +58,7 @@ class Epochs:
         self.batch_size = min(batch_size, len(examples))
         self.per_epoch = len(examples) // self.batch_size
         self.steps = max(1, round(epochs * self.per_epoch))
+        self.tokens_per_batch = self.batch_size * len(examples.answers.values) / len(examples)
         self.epoch, self.order = -1, []
 
     def __len__(self) -> int:
@@ -92,8 +97,9 @@ class Run:
     """A training run that can stop and resume: model, optimisers, step, losses so far, random state."""
 
     def __init__(self, model: nn.Module, settings: FitSettings, steps: int, seed: int,
-                 checkpoint: Path | None):
+                 checkpoint: Path | None, tokens_per_batch: float | None = None):
         self.model, self.settings, self.steps, self.checkpoint = model, settings, steps, checkpoint
+        self.tokens_per_batch = tokens_per_batch
         self.optimisers = make_optimisers(model, settings)
         self.loss = find_loss(settings.loss, settings.jsd_beta)
         self.device = next(model.parameters()).device
@@ -108,7 +114,7 @@ class Run:
         prompts, labels = prompts.to(self.device, non_blocking=True), labels.to(self.device)
         with autocast(self.device, self.settings.precision):
             logits = self.model(prompts, labels.tokens)
-        loss = mean_over_answers(self.loss(logits, labels), labels.mask)
+        loss = mean_over_answers(self.loss(logits, labels), labels.mask, self.tokens_per_batch)
         loss.backward()
         if self.settings.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
@@ -146,11 +152,15 @@ class Run:
         """Resume from the checkpoint. Raises ValueError where it is damaged or another run's."""
         with open_safetensors(self.checkpoint, advice="delete it to train this stage anew") as file:
             metadata, state = file.metadata() or {}, all_tensors(file)
-        if metadata.get("run") != self.description:
-            raise ValueError(
-                f"{self.checkpoint} belongs to a run with other settings ({metadata.get('run')}); this one "
-                f"has {self.description}. Delete it to train this stage anew")
-        self.step, self.history = json.loads(metadata["history"])
+            if metadata.get("run") != self.description:
+                raise ValueError(
+                    f"{self.checkpoint} belongs to a run with other settings ({metadata.get('run')}); this "
+                    f"one has {self.description}. Delete it to train this stage anew")
+            self.restore(json.loads(metadata["history"]), state)
+
+    def restore(self, progress: list, state: dict[str, Tensor]) -> None:
+        """Take step, losses, weights, optimisers and random state from a checkpoint."""
+        self.step, self.history = progress
         self.model.load_state_dict({n[6:]: v for n, v in state.items() if n.startswith("model.")})
         for name, parameter in self.model.named_parameters():
             for optimiser in self.optimisers:
@@ -199,7 +209,8 @@ def fit(model: nn.Module, batches: BatchSource, settings: FitSettings, *, seed: 
     Raises FloatingPointError on a non-finite loss, ValueError for a damaged or another run's checkpoint.
     """
     set_dropout(model, settings.dropout)
-    run = Run(model.train(), settings, len(batches), seed, checkpoint)
+    run = Run(model.train(), settings, len(batches), seed, checkpoint,
+              getattr(batches, "tokens_per_batch", None))
     recent: list[Tensor] = []
     with bar(run.steps, name, "step", initial=run.step) as shown:
         while run.step < run.steps:

@@ -336,3 +336,92 @@ def test_correlation():
     assert correlation([(1, 2), (1, 3), (1, 4)]) == (0.0, 1.0)
     r, p = correlation([(0, 3), (1, 2), (2, 1)])
     assert r == pytest.approx(-1.0) and p > 0.9
+
+
+# --- damage ---
+
+
+def flip_digit(path: Path) -> None:
+    """Another digit: still what JSON calls a file, but not what was written."""
+    text = path.read_text()
+    at = max(i for i, c in enumerate(text) if c in "123456789" and text[i - 1] in " .0123456789")
+    path.write_text(text[:at] + ("5" if text[at] != "5" else "6") + text[at + 1 :])
+
+
+@pytest.mark.parametrize("name, advice", [
+    ("scores/before.json", "delete {path} to run the stage scores/before anew"),
+    ("student/config.json", "delete {path.parent} to run the stage student anew"),
+    ("settings.json", "delete this folder, or choose another with --out"),
+    ("notes/student.json", "delete it, and the record will lack minutes and losses of student"),
+    ("wall.json", "delete it to count from zero")])
+@pytest.mark.parametrize("damage", [flip_digit, lambda path: path.write_text("[1]"), lambda path: path.write_text("{"),
+                                    lambda path: path.write_bytes(b"")], ids=["digit", "shape", "cut", "empty"])
+def test_json_that_is_not_what_was_written_is_named_with_the_right_advice(settings, copy, name, advice, damage):
+    path = copy / name
+    (copy / "scores" / "after.json").unlink()
+    damage(path)
+    with pytest.raises(ValueError) as error:
+        train("next", Next, settings, SEEDS, copy, CPU)
+    said = str(error.value)
+    assert said.startswith(f"{path} ") and said.endswith(advice.format(path=path)) and len(said.splitlines()) == 1, said
+    if name in ("wall.json", "notes/student.json"):  # the advice can be taken, and nothing that was made is lost
+        path.unlink()
+        train("next", Next, settings, SEEDS, copy, CPU)
+        assert read(copy / "record.json")["metrics"]["after"]["mean"] == 100.0
+
+
+@pytest.mark.parametrize("one, other", [("scores/before.json", "scores/teacher.json"), ("practice.safetensors", "seed-3/practice.safetensors"),
+                                        ("student/model.safetensors", "teacher/model.safetensors")])
+def test_one_stages_file_in_the_place_of_another(settings, copy, one, other):
+    (copy / "scores" / "after.json").unlink(), shutil.rmtree(copy / "student" if one.startswith("practice") else copy / "none", True)
+    (copy / one).write_bytes((copy / other).read_bytes())
+    with pytest.raises(ValueError, match=f"{re.escape(str(copy / one))} is damaged: it is not what was written"):
+        train("next", Next, settings, SEEDS, copy, CPU)
+
+
+def test_a_file_beside_a_model_does_not_stand_for_it(settings, copy):
+    (copy / "scores" / "after.json").unlink()
+    (copy / "student.json").write_text("{}")
+    with pytest.raises(ValueError, match="student.json is damaged: it is not of the stage student"):
+        train("next", Next, settings, SEEDS, copy, CPU)
+
+
+def test_a_folder_from_before_checksums_is_read(settings, copy, capsys):
+    """And a note that is lost is said to be."""
+    before = read(copy / "record.json")
+    for path in copy.rglob("*.json"):
+        value = read(path)
+        if isinstance(value, dict) and path.parent.name == "notes" or path.name == "settings.json":
+            path.write_text(json.dumps({k: v for k, v in value.items() if k not in ("crc32", "files")}))
+    (copy / "wall.json").write_text(json.dumps(read(copy / "wall.json")["minutes"]))
+    train("next", Next, settings, SEEDS, copy, CPU)
+    assert "is missing" not in capsys.readouterr().out
+    again = read(copy / "record.json")
+    assert again["metrics"] == before["metrics"] and again["minutes"]["wall"] >= before["minutes"]["wall"]
+    (copy / "notes" / "student.json").unlink()
+    train("next", Next, settings, SEEDS, copy, CPU)
+    assert f"{copy / 'notes' / 'student.json'} is missing: the record lacks" in capsys.readouterr().out
+
+
+def test_a_stage_that_is_made_again_replaces_its_checksums(settings, copy):
+    folder = RunFolder(copy, CPU)
+    folder.keep("scores/after", {"a": 1.0}, None)
+    assert folder.get("scores/after") == {"a": 1.0} and not list(copy.rglob(".*"))
+    borrower = RunFolder(copy.parent / "borrower", CPU)
+    borrower.keep("scores/after", {"b": 1.0}, None)
+    (borrower.path / "scores" / "after.json").unlink()
+    borrower.borrow(copy, ["scores/after"])
+    assert borrower.get("scores/after") == {"a": 1.0}
+    flip_digit(copy / "scores" / "teacher.json")
+    with pytest.raises(ValueError, match="teacher.json is damaged"):
+        borrower.borrow(copy, ["scores/teacher"])
+    assert not (borrower.path / "scores" / "teacher.json").exists()
+
+
+def test_a_record_of_another_shape_is_named(copy, tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "README.md").write_text("")
+    for text in ("[]", "3", "{}", '{"metrics": []}', '{"metrics": {"after": 3}, "seeds": 3}'):
+        (tmp_path / "results" / "next-pocket.json").write_text(text)
+        with pytest.raises(ValueError, match="results/next-pocket.json is not a record that can be shown"):
+            rebuild(tmp_path, {"next": Next}, {})

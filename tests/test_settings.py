@@ -7,12 +7,16 @@ import importlib
 import math
 import re
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 import eval as eval_program
 import train as train_program
-from minicd.tasks.settings import as_text, check, differences, flag, option, range_of
+from minicd.tasks.natural_instructions import load_folder
+from minicd.tasks.record import ROOT
+from minicd.tasks.settings import as_text, beside, check, differences, flag, guarded, option, range_of
 
 TASKS = train_program.TASKS
 CLASSES = {kind for task in TASKS.values() for kind in (task.Settings, task.Eval)}
@@ -31,7 +35,7 @@ def outside(field) -> list:
 def wrong(field) -> list:
     """Values of a wrong type, without a size, or outside the range."""
     number = [math.nan, math.inf, -math.inf, "3", True, [3], *outside(field)]
-    return {"int": [*number, 1.5], "float": number, "str": [3, True, ["a"], b"a"], "bool": [1, "yes", 0.0],
+    return {"int": [*number, 1.5, 10**15, -(10**15)], "float": number, "str": [3, True, ["a"], b"a"], "bool": [1, "yes", 0.0],
             "list[int]": [3, *([value] for value in (math.nan, "3", 1.5, True, None, *outside(field)))]}[
         field.type.removesuffix(" | None")] + [None] * (not field.type.endswith(" | None"))
 
@@ -117,6 +121,15 @@ def test_help_has_the_defaults_of_its_own_task(help_of):
     assert not {"--step-by-step", "--chosen"} & set(help_of("eval", "instructions"))
 
 
+@pytest.mark.parametrize("kind", CLASSES)
+def test_nothing_is_trained_for_no_time_or_for_ever(kind):
+    """Every epoch is long enough for a step, every whole number small enough to count to."""
+    for field in dataclasses.fields(kind):
+        for value in [1e-9, 1e300] if "epochs" in field.name and field.type == "float" else []:
+            with pytest.raises(ValueError, match=f"^{flag(field)} .*: it must be at least 0.001 and at most 1e"):
+                check(kind(**{field.name: value}))
+
+
 @dataclasses.dataclass
 class Example:
     """Settings for the tests below."""
@@ -167,6 +180,9 @@ def no_run(*arguments, **how):
     (["--clip", "inf"], "--clip inf: it must be at least 0"),
     (["--label-top", "9" * 400], "--label-top 999"), (["--jobs", "-1"], "--jobs -1: it must be at least 0"),
     (["--seeds", "0", "99999999999999999999"], "--seeds 99999999999999999999: it must be at least 0 and at most"),
+    (["--practice-questions", str(10**15)], "--practice-questions 1000000000000000: it must be at least 1 and at most 1e+08"),
+    (["--teacher-batch", str(10**15)], "--teacher-batch 1000000000000000: it must be at most 1e+09"),
+    (["--out", ""], "--out is empty: it must be the name of a folder"),
     (["--quick", "--publish"], "--publish is for whole runs")])
 def test_what_is_typed_is_checked(monkeypatch, tmp_path, words, sentence):
     monkeypatch.setattr(sys, "argv", ["train.py", "--task", "addition", "--out", str(tmp_path / "run"), *words])
@@ -174,3 +190,43 @@ def test_what_is_typed_is_checked(monkeypatch, tmp_path, words, sentence):
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}"):
         train_program.main()
     assert not (tmp_path / "run").exists()
+
+
+def test_what_belongs_to_the_repository_is_found_from_elsewhere(tmp_path, monkeypatch):
+    """Else data/pocket would be asked for at the hub, where anybody could have that name."""
+    monkeypatch.chdir(tmp_path)
+    assert beside("data/pocket") == str(ROOT / "data/pocket") and beside("mine/model") == "mine/model"
+    (tmp_path / "data" / "pocket").mkdir(parents=True)
+    assert beside("data/pocket") == "data/pocket"  # what is here comes first
+    assert load_folder(Path(beside("data/instructions/test")))
+
+
+def test_test_inputs_end_where_practice_begins():
+    """The first hundred instances of a task are for tests; what comes after them is practised."""
+    for task in ("instructions", "explanations", "task_ids"):
+        for kind in (TASKS[task].Settings, TASKS[task].Eval):
+            with pytest.raises(ValueError, match="^--test-instances 101: it must be at least 1 and at most 100$"):
+                check(kind(test_instances=101))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory."),
+                                   RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 10 PB")])
+def test_where_memory_ends_the_program_says_so(error):
+    def main() -> None:
+        raise error
+    with pytest.raises(SystemExit, match="^error: memory ran out; smaller batches need less"):
+        guarded(main)
+    with pytest.raises(RuntimeError, match="another"):
+        guarded(lambda: (_ for _ in ()).throw(RuntimeError("another")))
+
+
+@pytest.mark.parametrize("program, words, sentence", [
+    ("labelled", ["--budgets", "0"], "argument --budgets: 0 is not between 1 and 1e+09"),
+    ("labelled", ["--jobs", "-1"], "argument --jobs: -1 is not between"), ("parity", ["--seed", "-1"], "argument --seed: -1 is not"),
+    ("labels", ["--seeds", "99999999999"], "argument --seeds: 99999999999 is not"), ("train", ["--rounds", "0"], "--rounds: 0 is not"),
+    ("train", ["--temperature", "nan"], "--temperature: nan is not"), ("sampling", ["--batch", "1" * 30], "argument --batch: 111")])
+def test_flags_of_the_benchmarks(monkeypatch, program, words, sentence):
+    monkeypatch.setattr(sys, "argv", [f"{program}.py", *words])
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module(f"bench.{program}").main()
+    assert sentence in str(stopped.value.code) and len(stopped.value.code.splitlines()) == 1

@@ -111,10 +111,11 @@ class PocketSettings(RunSettings):
     base: str = option("instructions", "instructions: the base of the experiments on instructions; lists: "
                        "that of addition", choices=("instructions", "lists"))
     steps: int = option(24000, "optimiser steps; those of data/pocket were 8000", least=1)
-    batch: int = option(64, "batch size", least=1)
+    batch: int = option(64, "batch size", least=1, most=10_000)
     lr: float = option(2e-3, "learning rate", above=0, most=10)
     optimiser: str = option("muon", "adamw, or muon for the matrices inside the layers", choices=OPTIMISERS)
-    held_out: int = option(500, "of each kind, for the figures at the end", least=1, unit="held-out items")
+    held_out: int = option(500, "of each kind, for the figures at the end", least=1, most=100_000,
+                          unit="held-out items")
 
 
 class Pocket(Experiment):
@@ -144,7 +145,7 @@ class Pocket(Experiment):
     def train(self) -> T5:
         s, model = self.settings, self.kind.start(self.tokenizer, self.seed).to(self.device)
         settings = FitSettings(lr=s.lr, batch_size=s.batch, warmup=0.02, decay=0.3, clip=1.0,
-                               optimiser=s.optimiser, precision=s.precision)
+                               loss="hard", optimiser=s.optimiser, precision=s.precision)
         text = PocketText(self.tokenizer, s.steps, s.batch, self.seed, self.kind.item)
         history = fit(model, text, settings, seed=self.seed, name="base",
                       checkpoint=self.folder.checkpoint("base"), save_every=s.save_every)

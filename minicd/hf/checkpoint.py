@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import warnings
@@ -21,7 +20,7 @@ from .families import (HARMLESS, Config, build, copies, depth, eos_ids, family, 
                        part_sizes, read_config, write_config)
 from ..decoder import DecoderConfig
 from ..runtime.device import find_device
-from ..runtime.files import atomic_json, atomic_safetensors, open_safetensors, read_json
+from ..runtime.files import atomic_json, atomic_safetensors, open_safetensors, read_checksums, read_json
 from ..t5 import KEEP_FP32, T5Config
 from ..tokenizer import TextTokenizer
 from .tokenizers import read_backend, read_eos
@@ -220,7 +219,7 @@ class Weights(dict[str, StoredTensor]):
         self.where = files[0] if len(files) == 1 else files[0].parent / "model.safetensors.index.json"
         for path in files:
             with open_safetensors(path) as file:
-                checksums = read_checksums(file, path)
+                checksums = read_checksums(file)
                 for name in file.keys():
                     if name in self:
                         raise ValueError(f"{path} and {self[name].path.name} both hold {name}")
@@ -241,15 +240,6 @@ class Weights(dict[str, StoredTensor]):
             yield rows, piece
         if stored.checksum not in (None, checksum):
             raise ValueError(f"{stored.path} is damaged: {name} is not what was written")
-
-
-def read_checksums(file, path: Path) -> dict[str, int]:
-    """The checksums of all tensors in a file of ours; other files have none."""
-    text = (file.metadata() or {}).get("crc32")
-    checksums = {} if text is None else json.loads(text)
-    if text is not None and (not isinstance(checksums, dict) or checksums.keys() != set(file.keys())):
-        raise ValueError(f"{path} is damaged: its checksums are those of other tensors")
-    return checksums
 
 
 def load_weights(model: nn.Module, weights: Weights, device="cpu", dtype=torch.float32,
@@ -345,6 +335,4 @@ def save(model: nn.Module, tokenizer: TextTokenizer, folder: str | Path) -> None
     if isinstance(config, T5Config):
         specials |= {"pad_token": "<pad>", "unk_token": "<unk>"}
     atomic_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **specials})
-    checksums = {name: zlib.crc32(tensor.view(torch.uint8).numpy()) for name, tensor in tensors.items()}
-    metadata = {"format": "pt", "crc32": json.dumps(checksums)}
-    atomic_safetensors(folder / "model.safetensors", tensors, metadata)
+    atomic_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})

@@ -1,16 +1,24 @@
-"""Reads that name a damaged file, and atomic writes: temporary file, fsync, rename."""
+"""The files that minicd writes and reads: atomic writes, checksums, and reads that name a damaged file.
+
+What is written here carries checksums, and what is read here is compared with them. Files of others have
+none and are read as they are.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Iterator
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+PIECE = 2**24  # bytes read at a time for a checksum
 
 
 def atomic_bytes(path: Path, *data: bytes | memoryview) -> None:
@@ -24,20 +32,71 @@ def atomic_bytes(path: Path, *data: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say what was written
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def read_json(path: Path, problem: str = "is damaged") -> Any:
-    """The file's content. Raises ValueError (the path, `problem`, the reason) where it is not JSON."""
+def file_checksum(path: Path) -> int:
+    """The crc32 of a file's bytes."""
+    checksum = 0
+    with open(path, "rb") as file:
+        while piece := file.read(PIECE):
+            checksum = zlib.crc32(piece, checksum)
+    return checksum
+
+
+# --- JSON ---
+
+
+def read_json(path: Path, problem: str = "is damaged", advice: str = "") -> Any:
+    """The file's content. Raises ValueError (path, `problem`, reason, `advice`) where it is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # no JSON, or no text at all
-        raise ValueError(f"{path} {problem}: {type(error).__name__}: {error}") from None
+        raise ValueError(f"{path} {problem}: {type(error).__name__}: {error}"
+                         + (advice and f"; {advice}")) from None
 
 
 def atomic_json(path: Path, value: Any) -> None:
     atomic_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def write_checked(path: Path, values: dict[str, Any]) -> None:
+    """A JSON object with its checksum under the key crc32, for `read_checked`."""
+    atomic_json(path, values | {"crc32": json_checksum(values)})
+
+
+def read_checked(path: Path, kinds: dict[str, Any], advice: str) -> dict[str, Any]:
+    """The object that `write_checked` wrote, or one without a checksum.
+
+    `kinds`: the types of the values under some keys; a list holds numbers. Raises ValueError where the file
+    is damaged or of another shape.
+    """
+    values = read_json(path, advice=advice)
+    problem = "" if isinstance(values, dict) else "it holds no JSON object"
+    if not problem and "crc32" in values and values.pop("crc32") != json_checksum(values):
+        problem = "it is not what was written"
+    for key in kinds.keys() & values.keys() if not problem else ():
+        of_numbers = not isinstance(values[key], list) or all(map(is_number, values[key]))
+        if not (isinstance(values[key], kinds[key]) and of_numbers):
+            problem = f"what stands under {key!r} is of a wrong type"
+    if problem:
+        raise ValueError(f"{path} is damaged: {problem}; {advice}")
+    return values
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def json_checksum(value: Any) -> int:
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
+
+
+# --- safetensors ---
 
 
 @contextmanager
@@ -56,18 +115,54 @@ def open_safetensors(path: Path, problem: str = "is damaged", advice: str = "") 
 
 
 def all_tensors(file: Any) -> dict[str, Tensor]:
-    """The tensors of an open file by name."""
-    return {name: file.get_tensor(name) for name in file.keys()}
+    """The tensors of an open file by name. Raises ValueError where one is not what was written."""
+    checksums, tensors = read_checksums(file), {}
+    for name in file.keys():
+        tensors[name] = file.get_tensor(name)
+        if checksums and checksums[name] != zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy()):
+            raise ValueError(f"{name} is not what was written")
+    return tensors
+
+
+def read_checksums(file: Any) -> dict[str, int]:
+    """Name → crc32 of each tensor's bytes, in a file of ours; other files have none.
+
+    Raises ValueError where names, types, shapes or metadata are not what was written.
+    """
+    metadata = file.metadata() or {}
+    if not metadata.keys() & {"crc32", "header_crc32"}:
+        return {}
+    checksums = json.loads(metadata.get("crc32", "null"))
+    parts = {name: file.get_slice(name) for name in file.keys()}
+    shapes = {name: [part.get_dtype(), part.get_shape()] for name, part in parts.items()}
+    header = metadata.get("header_crc32")  # older files of ours lack it
+    if not isinstance(checksums, dict) or checksums.keys() != shapes.keys() or (
+            header not in (None, header_checksum(shapes, metadata))):
+        raise ValueError("its header is not what was written")
+    return checksums
+
+
+def header_checksum(shapes: dict[str, list], metadata: dict[str, str]) -> str:
+    """Of names, types, shapes and metadata; not of the format, which other programs may rewrite."""
+    rest = {key: value for key, value in metadata.items() if key not in ("format", "header_crc32")}
+    return str(json_checksum([shapes, rest]))
 
 
 def atomic_safetensors(path: Path, tensors: dict[str, Tensor],
                        metadata: dict[str, str] | None = None) -> None:
-    """Equal content gives equal files, though the library writes its metadata in random order."""
-    data = memoryview(save({k: t.detach().contiguous().cpu() for k, t in tensors.items()}, metadata))
+    """Write tensors and metadata with their checksums, which `all_tensors` compares.
+
+    Equal content gives equal files, though the library writes its metadata in random order.
+    """
+    data = memoryview(save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}))
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(bytes(data[8:end]))
-    if metadata:
-        header["__metadata__"] = dict(sorted(metadata.items()))
+    places = {name: entry["data_offsets"] for name, entry in header.items()}
+    checksums = {name: zlib.crc32(data[end + start : end + stop]) for name, (start, stop) in places.items()}
+    shapes = {name: [entry["dtype"], entry["shape"]] for name, entry in header.items()}
+    metadata = {**(metadata or {}), "crc32": json.dumps(checksums, sort_keys=True)}
+    metadata["header_crc32"] = header_checksum(shapes, metadata)
+    header["__metadata__"] = dict(sorted(metadata.items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # the library keeps the numbers that follow aligned
     atomic_bytes(path, len(text).to_bytes(8, "little"), text, data[end:])

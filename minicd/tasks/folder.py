@@ -8,7 +8,7 @@ import shutil
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import torch
 from torch import nn
@@ -16,8 +16,12 @@ from torch import nn
 from ..hf.checkpoint import load, save
 from ..labels import Examples
 from ..runtime.device import hardware
-from ..runtime.files import atomic_json, read_json
+from ..runtime.files import atomic_json, file_checksum, read_checked, read_json, write_checked
+from ..runtime.lock import LOCK
 from .record import commit
+
+NUMBER = (int, float)
+NOTE = {"minutes": NUMBER, "hardware": str, "commit": str, "precision": str, "losses": list, "files": dict}
 
 
 class RunFolder:
@@ -32,10 +36,11 @@ class RunFolder:
         Raises ValueError for other settings or an unwritable folder.
         """
         fields = [field for field in dataclasses.fields(settings) if not field.metadata["free"]]
-        file, own = self.path / "settings.json", ("settings.json", "wall.json", "notes")
+        file, own = self.path / "settings.json", ("settings.json", "wall.json", "notes", LOCK)
         new = {field.name: getattr(settings, field.name) for field in fields}
+        advice = "delete this folder, or choose another with --out"
         if file.exists() and any(path.name not in own for path in self.path.iterdir()):
-            old, new = read_json(file), json.loads(json.dumps(new))
+            old, new = read_checked(file, {}, advice), json.loads(json.dumps(new))
             different = [f"{k} (there {old.get(k)!r}, now {new.get(k)!r})"
                          for k in {**old, **new} if old.get(k) != new.get(k)]
             if different:
@@ -43,7 +48,7 @@ class RunFolder:
                                  "choose another folder with --out, or delete this one")
             return
         try:
-            atomic_json(file, new)
+            write_checked(file, new)
         except OSError as error:
             raise ValueError(f"cannot write to {self.path}: {error.strerror}") from None
 
@@ -58,18 +63,44 @@ class RunFolder:
         file = self.file(stage)
         if file is None:
             raise ValueError(f"{self.path} has no finished stage {stage}")
+        self.check(stage)
         if file.suffix == ".json":
-            return read_json(file)
+            return read_json(file, advice=f"delete it to run the stage {stage} anew")
         return Examples.load(file) if file.name != "model.safetensors" else load(file.parent, self.device)[0]
 
+    def check(self, stage: str) -> None:
+        """Raises ValueError where the files of a finished stage are not those that were kept."""
+        found, files = self.file(stage), self.read_note(stage).get("files", {})
+        place = found.parent if found.name == "model.safetensors" else found
+        advice = f"delete {place} to run the stage {stage} anew"
+        if files and str(found.relative_to(self.path)) not in files:
+            raise ValueError(f"{found} is damaged: it is not of the stage {stage}; {advice}")
+        for name, checksum in files.items():
+            if not (path := self.path / name).is_file():
+                raise ValueError(f"{path} is missing; {advice}")
+            if file_checksum(path) != checksum:
+                raise ValueError(f"{path} is damaged: it is not what was written; {advice}")
+
     def keep(self, stage: str, made: Any, tokenizer: Any) -> None:
-        """Write what a stage made: a model, Examples, or what JSON can hold."""
+        """Write what a stage made: a model, Examples, or what JSON can hold.
+
+        Files get their names when their checksums are noted: a kill leaves no finished stage without.
+        """
+        half = self.path / f".{stage.replace('/', '--')}.tmp"
+        shutil.rmtree(half, ignore_errors=True)
         if isinstance(made, nn.Module):
-            save(made, tokenizer, self.path / stage)
+            save(made, tokenizer, half / stage)
         elif isinstance(made, Examples):
-            made.save(self.path / f"{stage}.safetensors")
+            made.save(half / f"{stage}.safetensors")
         else:
-            atomic_json(self.path / f"{stage}.json", made)
+            atomic_json(half / f"{stage}.json", made)
+        names = [path.relative_to(half) for path in half.rglob("*") if path.is_file()]
+        names.sort(key=lambda name: name.name == "model.safetensors")  # which makes a stage finished
+        self.note(stage, files={str(name): file_checksum(half / name) for name in names})
+        for name in names:
+            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+            (half / name).replace(self.path / name)
+        shutil.rmtree(half)
         self.checkpoint(stage).unlink(missing_ok=True)
         shutil.rmtree(self.path / f"{stage}.parts", ignore_errors=True)
 
@@ -79,40 +110,76 @@ class RunFolder:
 
     def borrow(self, other: Path, stages: list[str]) -> None:
         """Copy finished stages and their notes from another run. Raises ValueError where they are missing."""
+        lender = RunFolder(other, self.device)
         for stage in stages:
-            source = RunFolder(other, self.device).file(stage)
+            source = lender.file(stage)
             if source is None:
                 raise ValueError(f"{other / stage} is missing: there is no finished stage to reuse")
             if self.file(stage) is None:
+                lender.check(stage)
                 source = source.parent if source.name == "model.safetensors" else source
-                whole_copy(source, self.path / source.relative_to(other))
-                note = other / "notes" / note_file(stage)
-                if note.exists():
-                    whole_copy(note, self.path / note.relative_to(other))
+                for path in filter(Path.exists, (lender.note_file(stage), source)):
+                    remove(self.path / path.relative_to(other))
+                    whole_copy(path, self.path / path.relative_to(other))
 
-    # --- notes: what the record says of a stage besides its figures ---
+    # --- notes: what the record says of a stage besides its figures, and the checksums of its files ---
+
+    def note_file(self, stage: str) -> Path:
+        return self.path / "notes" / f"{stage.replace('/', '--')}.json"
+
+    def read_note(self, stage: str) -> dict[str, Any]:
+        """Raises ValueError where it is damaged."""
+        file = self.note_file(stage)
+        lost = f"delete it, and the record will lack minutes and losses of {stage}"
+        return read_checked(file, NOTE, lost) if file.exists() else {}
 
     def notes(self) -> dict[str, dict[str, Any]]:
-        return {file.stem: read_json(file) for file in sorted((self.path / "notes").glob("*.json"))}
+        stages = (file.stem for file in sorted((self.path / "notes").glob("*.json")))
+        return {stage: self.read_note(stage) for stage in stages}
 
     def note(self, stage: str, **what: Any) -> None:
-        file = self.path / "notes" / note_file(stage)
-        atomic_json(file, {**(read_json(file) if file.exists() else {}), **what})
+        write_checked(self.note_file(stage), {**self.read_note(stage), **what})
 
     @contextmanager
     def timed(self, stage: str):
         """Add the time spent inside to the stage's minutes, even when interrupted. A kill loses its time."""
-        before = self.notes().get(note_file(stage).removesuffix(".json"), {}).get("minutes", 0.0)
-        start = time.monotonic()
+        before, start = self.read_note(stage).get("minutes", 0.0), time.monotonic()
+        self.note(stage, minutes=before, hardware=hardware(self.device), commit=commit())
         try:
             yield
         finally:
-            minutes = before + (time.monotonic() - start) / 60
-            self.note(stage, minutes=minutes, hardware=hardware(self.device), commit=commit())
+            self.note(stage, minutes=before + (time.monotonic() - start) / 60)
 
 
-def note_file(stage: str) -> str:
-    return f"{stage.replace('/', '--')}.json"
+def borrow_same(folder: RunFolder, other: Path, settings: Any,
+                depends_on: Callable[[Any], dict[str, dict[str, Any]]]) -> None:
+    """Copy the finished stages of another run whose settings, as far as `depends_on` names them, are the same.
+
+    Says which are to be made anew. Raises ValueError where the first stage is missing or has other settings.
+    """
+    file = other / "settings.json"
+    if not file.exists():
+        raise ValueError(f"{other} is no run folder: it has no settings.json")
+    known = {field.name for field in dataclasses.fields(settings)}
+    found = read_checked(file, {}, "choose another run folder")
+    there = type(settings)(**{key: value for key, value in found.items() if key in known})
+    here, there = depends_on(settings), depends_on(there)
+    first = next(iter(here))
+    for stage, values in here.items():
+        different = ", ".join(f"{key} {there[stage][key]!r} there, {value!r} here"
+                              for key, value in values.items() if there[stage][key] != value)
+        if different and stage == first:
+            raise ValueError(f"{other} cannot be reused, its {first} has other settings: {different}")
+        finished = RunFolder(other, folder.device).file(stage)
+        if different and finished:
+            print(f"{stage} is made anew: {different}")
+        elif finished or stage == first:
+            folder.borrow(other, [stage])
+
+
+def remove(path: Path) -> None:
+    """A file or a folder, if it is there."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 def whole_copy(source: Path, target: Path) -> None:
@@ -121,7 +188,6 @@ def whole_copy(source: Path, target: Path) -> None:
         return
     half = target.with_name(f".{target.name}.tmp")
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(half, ignore_errors=True)
+    remove(half)
     (shutil.copytree if source.is_dir() else shutil.copyfile)(source, half)
-    shutil.rmtree(target, ignore_errors=True)
     half.rename(target)

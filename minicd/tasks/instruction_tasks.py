@@ -15,7 +15,7 @@ from . import instruction_eval
 from .instruction_eval import DATA, TEST, TaskEval
 from .natural_instructions import Instance, NITask, load_folder
 from .run import Experiment, Stage, one_item
-from .settings import DistillSettings, option
+from .settings import DistillSettings, beside, option
 
 PAPER_SCALE = dict(scale="paper", practice_inputs=4096, epochs=1.0, lr=1e-5, batch_size=16,
                    warmup=0.0, decay=0.0, clip=0.0, max_new_tokens=128)
@@ -28,11 +28,11 @@ class TaskSettings(DistillSettings):
     model: str = option("data/pocket-instructions", "folder or hub id of the instruction-tuned model")
     data: str = option(DATA, "folder of Natural-Instructions task files, the pocket's or the real ones")
     practice_inputs: int = option(1024, "for each context", least=1, unit="inputs")
-    epochs: float = option(3.0, "passes over the practice set", above=0, most=1e6)
+    epochs: float = option(3.0, "passes over the practice set", least=1e-3, most=1e6)
     lr: float = option(1e-3, "learning rate", above=0, most=10)
     batch_size: int = option(32, "batch size", least=1)
     warmup: float = option(0.05, "share of the steps with a growing learning rate", least=0, most=1)
-    max_new_tokens: int = option(12, "longest answer", least=1, unit="tokens")
+    max_new_tokens: int = option(12, "longest answer", least=1, most=4096, unit="tokens")
     test_instances: int = option(TEST, "of each task", least=1, most=TEST, unit="instances")
     on_policy: bool = option(False, "the student writes the answers, the teacher labels them")
 
@@ -49,7 +49,7 @@ class TaskExperiment(Experiment):
 
     @cached_property
     def tasks(self) -> list[NITask]:
-        return load_folder(Path(self.settings.data))
+        return load_folder(Path(beside(self.settings.data)))
 
     def example(self, context: Callable[[], Context]) -> Stage:
         """One practice item, shown whole."""

@@ -59,7 +59,7 @@ def mean_of(values: Sequence[Any]) -> Any:
 def make_record(task: str, settings: Any, seeds: list[int], figures: list[dict[str, Any]],
                 notes: list[dict[str, dict]], paper: dict[str, Any]) -> dict[str, Any]:
     """Figures and notes of every seed → the JSON record, with spreads of `metrics` and means of the rest."""
-    stages = list(dict.fromkeys(stage for note in notes for stage in note))
+    stages = list(dict.fromkeys(stage for note in notes for stage in note if "minutes" in note[stage]))
     minutes = {s: [round(note.get(s, {}).get("minutes", 0.0), 2) for note in notes] for s in stages}
     total = [round(sum(stage.get("minutes", 0.0) for stage in note.values()), 2) for note in notes]
     losses = {s: [round(note[s]["losses"][-1], 5) for note in notes if "losses" in note.get(s, {})]
@@ -68,9 +68,15 @@ def make_record(task: str, settings: Any, seeds: list[int], figures: list[dict[s
     def distinct(key: str) -> str:
         found = (str(stage[key]) for note in notes for stage in note.values() if key in stage)
         return "; ".join(dict.fromkeys(found))
+
+    def made_by(stage: str) -> dict[str, str]:
+        found = [note[stage] for note in notes if stage in note]
+        return {key: "; ".join(dict.fromkeys(str(made[key]) for made in found if key in made))
+                for key in ("commit", "precision")}
     return {"task": task, "scale": settings.scale, "command": command_line(), "commit": commit(),
             "commits": distinct("commit"), "hardware": distinct("hardware"), "torch": torch.__version__,
-            "precision": distinct("precision"), "seeds": seeds, "minutes": {"total": total, **minutes},
+            "precision": distinct("precision"), "stages": {stage: made_by(stage) for stage in stages},
+            "seeds": seeds, "minutes": {"total": total, **minutes},
             "settings": dataclasses.asdict(settings),
             "metrics": {key: spread([f["metrics"][key] for f in figures]) for key in figures[0]["metrics"]},
             **{key: mean_of([f[key] for f in figures]) for key in figures[0] if key != "metrics"},

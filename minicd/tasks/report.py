@@ -93,13 +93,26 @@ def results_page(results: Path, sections: dict[str, tuple[str, Callable[[Record]
     parts = [HEAD]
     for stem, (title, show, differs) in sections.items():
         if (results / f"{stem}.json").exists():
-            record = read_json(results / f"{stem}.json")
             image = f"![{title}]({stem}.png)" if (results / f"{stem}.png").exists() else ""
-            minutes = record.get("minutes")
-            line = run_line(record) if isinstance(minutes, dict) and "total" in minutes else ""
             differs = f"What differs from the paper:\n\n{differs.strip()}" if differs else ""
-            parts += [f"## {title}", *filter(None, [show(record), image, line, differs])]
+            text, line = (shown_record(results / f"{stem}.json", how) for how in (show, last_line))
+            parts += [f"## {title}", *filter(None, [text, image, line, differs])]
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def shown_record(path: Path, show: Callable[[Record], Any]) -> Any:
+    """What `show` makes of a record. Raises ValueError where the file is damaged or no record of its kind."""
+    record = read_json(path)
+    try:
+        return show(record)
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        raise ValueError(f"{path} is not a record that can be shown ({type(error).__name__}: {error}); "
+                         "make it anew, or take it back from git") from None
+
+
+def last_line(record: Record) -> str:
+    minutes = record.get("minutes")
+    return run_line(record) if isinstance(minutes, dict) and "total" in minutes else ""
 
 
 def fill_regions(text: str, regions: dict[str, str]) -> str:
@@ -119,8 +132,9 @@ def rebuild(root: Path, tasks: dict[str, Any], bench: dict[str, tuple[str, Calla
     sections |= {stem: (title, show, "") for stem, (title, show) in bench.items()}
     results, readme = root / "results", root / "README.md"
     atomic_bytes(results / "README.md", results_page(results, sections).encode())
-    lines = {name: kind.headline(read_json(results / f"{name}-pocket.json")) for name, kind in tasks.items()
-             if (results / f"{name}-pocket.json").exists()}
+    records = {name: results / f"{name}-pocket.json" for name in tasks}
+    lines = {name: shown_record(path, tasks[name].headline)
+             for name, path in records.items() if path.exists()}
     bullets = [f"* **{tasks[name].TITLE}**, `python train.py --task {name}`: {line}"
                for name, line in lines.items() if name != "addition"]
     regions = {"addition": lines.get("addition", ""), "others": "\n".join(bullets)}

@@ -21,21 +21,22 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..distill import Context, PracticeSettings, absolute_slice, distill, ensemble_logits, soft_labels
+from ..distill import Answer, Context, PracticeSettings, distill, ensemble_logits, soft_labels
 from ..hf.checkpoint import load
 from ..labels import Examples, SoftLabels
 from ..runtime import progress
 from ..runtime.device import pick_precision
-from ..runtime.files import atomic_json, read_json
+from ..runtime.files import atomic_json, is_number, read_checked, read_json, write_checked
 from ..runtime.jobs import helpers
+from ..runtime.lock import one_writer
 from ..runtime.memory import keep_memory
 from ..sampling import generate
 from ..tokenizer import TextTokenizer
 from ..training import FitSettings
-from .folder import RunFolder
+from .folder import NOTE, RunFolder
 from .record import ROOT, commit, make_record
 from .report import minutes_line
-from .settings import EvalSettings, RunSettings, differences
+from .settings import EvalSettings, RunSettings, beside, differences
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Experiment:
 
     @cached_property
     def loaded(self) -> tuple[nn.Module, TextTokenizer]:
-        return load(self.settings.model, self.device)
+        return load(beside(self.settings.model), self.device)
 
     @property
     def base(self) -> nn.Module:
@@ -139,11 +140,16 @@ class Experiment:
 
     def make(self, stage: Stage) -> None:
         with self.folder.timed(stage.name):
+            for need in stage.needs:
+                self.folder.check(need)
             made = stage.make()
-            self.folder.keep(stage.name, made, self.tokenizer if isinstance(made, nn.Module) else None)
             self.folder.note(stage.name, precision=pick_precision(self.device, self.settings.precision))
+            self.folder.keep(stage.name, made, self.tokenizer if isinstance(made, nn.Module) else None)
 
     def tell(self, stage: Stage) -> None:
+        if not self.folder.note_file(stage.name).exists():
+            tqdm.write(f"{self.folder.note_file(stage.name)} is missing: the record lacks minutes and losses "
+                       f"of {stage.name}")
         if stage.show:
             tqdm.write(progress.printable(stage.show(self.folder.get(stage.name))))
 
@@ -213,33 +219,50 @@ def train(task: str, kind: type[Experiment], settings: Any, seeds: list[int], ou
     print(f"{kind.TITLE}\n{settings.scale} scale{', quick' * quick}, seeds {' '.join(map(str, seeds))}, "
           f"in {out}, on {device}, {jobs} stage{'s' * (jobs > 1)} at a time\n"
           + (f"differs from the defaults: {' '.join(changed)}\n" if changed else ""))
+    with one_writer(out, *(experiment.folder.path for experiment in experiments)):
+        record = run(task, kind, experiments, out, jobs)
+        if record is None:
+            print(f"stopped after the stage {settings.until}, as asked")
+            return
+        publish_record(kind, record, out, publish)
+        for experiment in experiments if publish else ():
+            experiment.publish()
+    print(f"\n{kind.table(record)}\n\n{minutes_line(record)}\nEverything is in {out}")
+
+
+def run(task: str, kind: type[Experiment], experiments: list[Experiment], out: Path,
+        jobs: int) -> dict[str, Any] | None:
+    """All stages of all seeds → the record; None where the settings end the run too early for one."""
     for experiment in experiments:
-        experiment.folder.claim(settings)
+        experiment.folder.claim(experiment.settings)
         experiment.prepare()
     with wall_time(out):
         make_all(experiments, jobs)
     figures = [experiment.figures() for experiment in experiments]
     if None in figures:
-        print(f"stopped after the stage {settings.until}, as asked")
-        return
-    notes = [experiment.folder.notes() for experiment in experiments]
-    record = kind.complete(make_record(task, settings, seeds, figures, notes, kind.PAPER))
-    record["minutes"]["wall"] = round(read_json(out / "wall.json"), 2)
-    publish_record(kind, record, out, publish)
-    for experiment in experiments if publish else ():
-        experiment.publish()
-    print(f"\n{kind.table(record)}\n\n{minutes_line(record)}\nEverything is in {out}")
+        return None
+    notes, seeds = [e.folder.notes() for e in experiments], [e.seed for e in experiments]
+    record = kind.complete(make_record(task, experiments[0].settings, seeds, figures, notes, kind.PAPER))
+    record["minutes"]["wall"] = round(read_wall(out / "wall.json"), 2)
+    return record
 
 
 @contextmanager
 def wall_time(out: Path) -> Iterator[None]:
     """Add the minutes spent inside to those in wall.json, even when interrupted."""
-    file = out / "wall.json"
-    before, start = read_json(file) if file.exists() else 0.0, time.monotonic()
+    before, start = read_wall(out / "wall.json"), time.monotonic()
     try:
         yield
     finally:
-        atomic_json(file, before + (time.monotonic() - start) / 60)
+        write_checked(out / "wall.json", {"minutes": before + (time.monotonic() - start) / 60})
+
+
+def read_wall(file: Path) -> float:
+    """Raises ValueError where it is damaged."""
+    if not file.exists():
+        return 0.0
+    old = read_json(file, advice=(advice := "delete it to count from zero"))
+    return old if is_number(old) else read_checked(file, NOTE, advice).get("minutes", 0.0)
 
 
 def publish_record(kind: type[Experiment], record: dict[str, Any], out: Path, publish: bool) -> None:
@@ -260,14 +283,16 @@ def one_item(context: Context, tokenizer: TextTokenizer, teacher: nn.Module, set
     generator = torch.Generator(next(teacher.parameters()).device).manual_seed(seed)
     x = context.inputs(1, np.random.default_rng((seed, 5)))[0]
     prompt = tokenizer.encode(context.teachers[0](x))
-    completion = generate(teacher, [prompt], settings.max_new_tokens, settings.temperature,
-                          generator=generator, precision=settings.precision)[0]
-    found = absolute_slice(completion, context.extract(completion))
+    [completion], [reason] = generate(teacher, [prompt], settings.max_new_tokens, settings.temperature,
+                                      generator=generator, reasons=True, precision=settings.precision)
+    answer = Answer.of(completion, context.extract(completion), reason, tokenizer.eos_id)
+    kept = answer.completion[answer.kept] if answer else []
     parts = {"teacher prompt": context.teachers[0](x), "completion": tokenizer.decode(completion),
-             "extracted answer": tokenizer.decode(completion[found]) if found else "(none)",
+             "extracted answer": tokenizer.decode(kept) if answer else "(none)",
              "student prompt": context.student(x)}
-    if found and completion[found]:
-        logits = ensemble_logits(teacher, [[prompt]], [completion], [found], settings.precision)[0][:1]
+    if kept:
+        logits = ensemble_logits(teacher, [[prompt]], [answer.completion], [answer.kept],
+                                 settings.precision)[0][:1]
         parts["its first label"] = label_text(tokenizer, soft_labels(logits, settings, generator))
     return "\n".join(["", "One practice item", *(f"  {title:18}" + text.replace("\n", "\n" + 20 * " ")
                                                 for title, text in parts.items()), ""])

@@ -9,15 +9,19 @@ import inspect
 import math
 import sys
 from dataclasses import MISSING, dataclass
+from pathlib import Path
 from typing import Any, Callable, Iterable, NoReturn
 
-from ..distill import PracticeSettings, check_labels
-from ..losses import LOSSES, label_kind
+from ..distill import PracticeSettings
+from ..losses import LOSSES, check_labels, label_kind
 from ..runtime.progress import printable
+from ..sampling import out_of_memory
 from ..training import OPTIMISERS, FitSettings
+from .record import ROOT
 
 KINDS = {"int": int, "float": float, "str": str, "bool": bool, "list[int]": int}
 PRECISIONS = ("auto", "bf16", "fp32")
+LARGEST = 10**9  # of a whole number without a limit of its own: nobody waits for more
 
 
 def option(default: Any, help: str, *, least: float | None = None, most: float | None = None,
@@ -28,6 +32,14 @@ def option(default: Any, help: str, *, least: float | None = None, most: float |
     return dataclasses.field(**default, metadata={
         "help": help, "least": least, "most": most, "above": above, "below": below, "unit": unit,
         "choices": choices, "free": free})
+
+
+def beside(path: str) -> str:
+    """A path of this repository, wherever the program is started: data/… that is not here is beside the code.
+
+    Else a default such as data/pocket would be looked for on the hub, where the name could be anybody's.
+    """
+    return str(ROOT / path) if path.startswith("data/") and not Path(path).exists() else path
 
 
 def flag(field: dataclasses.Field | str) -> str:
@@ -72,6 +84,8 @@ def what_is_wrong(value: Any, kind: type, field: Any) -> str:
         return f"choose from {', '.join(field['choices'])}"
     if kind in (int, float) and not (inside(value, field) and (kind is int or math.isfinite(value))):
         return f"it must be {range_of(field) or 'a finite number'}"
+    if kind is int and field["most"] is None and abs(value) > LARGEST:
+        return f"it must be at most {LARGEST:g}"
     return ""
 
 
@@ -114,7 +128,7 @@ class DistillSettings(RunSettings):
                              above=0, below=1)
     labels: str = option("auto", "form of soft labels: sampled, top, exact, or auto: what the loss needs",
                          choices=("auto", "sampled", "top", "exact"))
-    label_samples: int = option(100, "size of a sampled label", least=1, most=1_000_000, unit="samples")
+    label_samples: int = option(100, "size of a sampled label", least=1, most=10_000, unit="samples")
     label_top: int = option(16, "size of a top label", least=1, most=1_000_000, unit="likeliest tokens")
     warmup: float = option(0.02, "share of the steps with a growing learning rate", least=0, most=1)
     decay: float = option(0.3, "share of the steps, at the end, with a falling rate", least=0, most=1)
@@ -123,7 +137,7 @@ class DistillSettings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_labels(self.loss, sampled=self.practice_settings(1).labels == "sampled")
+        check_labels(self.loss, self.practice_settings(1).labels)
 
     def practice_settings(self, max_new_tokens: int) -> PracticeSettings:
         kind = label_kind(self.loss) if self.labels == "auto" else self.labels
@@ -251,4 +265,9 @@ def guarded(main: Callable[[], None]) -> None:
     except (ValueError, FloatingPointError) as error:
         sys.exit(f"error: {printable(str(error))}")
     except OSError as error:
-        sys.exit(f"error: {error.filename or 'writing'}: {error.strerror or error}")
+        sys.exit(f"error: {error.filename or 'writing'}: {error.strerror}" if error.strerror
+                 else f"error: {error}")
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        sys.exit("error: memory ran out; smaller batches need less, and --jobs 1 does, too")
