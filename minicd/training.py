@@ -204,7 +204,8 @@ def fit(model: nn.Module, batches: BatchSource, settings: FitSettings, *, seed: 
     """Minimise the mean answer-token loss, in place; returns the loss (nats) every CHECK_EVERY steps.
 
     With `checkpoint`, the state is written there every `save_every` seconds, and a rerun after Ctrl-C or a
-    kill resumes from it, bit for bit as if it had never stopped. `evaluate(step)` is called between steps.
+    kill resumes from it, on the CPU bit for bit as if it had never stopped. On CUDA attention adds gradients
+    up in no fixed order, so there two runs are never quite equal. `evaluate(step)` is called between steps.
     Raises FloatingPointError on a non-finite loss, ValueError for a damaged or another run's checkpoint.
     """
     set_dropout(model, settings.dropout)

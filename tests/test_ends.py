@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_checkpoint import FIXTURES, change_config, copied, refused
 
-from minicd.distill import distill
+from minicd.distill import Context, PracticeSettings, distill, identity, practice
 from minicd.hf import checkpoint
 from minicd.labels import Examples
 from minicd.sampling import generate, score
@@ -145,3 +145,13 @@ def test_a_folder_as_transformers_writes_it(family, tmp_path):
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
         assert torch.allclose(ours(ids[:, :1], torch.tensor([[6, 7, 8, 9]])), theirs(ids).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("extract, length", [(identity, 6), (lambda y: slice(1, 4), 3)])
+def test_a_model_without_an_end_can_practise(endless, extract, length):
+    """No stop token is appended, neither where f keeps the whole nor where it cuts something off."""
+    model, tokenizer = endless
+    context = Context(lambda n, rng: ["ab"] * n, "say {}".format, str, extract)
+    items = practice(model, tokenizer, context, 20, PracticeSettings(max_new_tokens=6))
+    assert set(items.answers.lengths.tolist()) == {length} and len(items) == 20
+    distill(model, items, FitSettings(lr=1e-3, batch_size=4, loss="empirical"))

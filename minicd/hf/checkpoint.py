@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from .families import (HARMLESS, Config, build, copies, depth, eos_ids, family, hf_names, is_transposed,
                        part_sizes, read_config, write_config)
 from ..decoder import DecoderConfig
+from ..runtime.device import find_device
 from ..runtime.files import atomic_json, atomic_safetensors, open_safetensors, read_checksums, read_json
 from ..t5 import KEEP_FP32, T5Config
 from ..tokenizer import TextTokenizer
@@ -37,7 +38,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dt
     if dtype not in (None, torch.float32, torch.bfloat16):
         raise ValueError(f"models compute in float32 or bfloat16, not in {dtype}")
     with one_sentence(folder):
-        folder = resolve(folder)
+        device, folder = find_device(device), resolve(folder)
         config, backend = load_config(folder / "config.json"), read_backend(folder)
         if isinstance(config, DecoderConfig):
             config = find_ends(folder, config, backend)

@@ -151,7 +151,7 @@ class Experiment:
             tqdm.write(f"{self.folder.note_file(stage.name)} is missing: the record lacks minutes and losses "
                        f"of {stage.name}")
         if stage.show:
-            tqdm.write(stage.show(self.folder.get(stage.name)))
+            tqdm.write(progress.printable(stage.show(self.folder.get(stage.name))))
 
     def waiting(self) -> Iterator[Stage]:
         """Unfinished stages whose needs are finished."""

@@ -14,6 +14,7 @@ from typing import Any, Callable, Iterable, NoReturn
 
 from ..distill import PracticeSettings
 from ..losses import LOSSES, check_labels, label_kind
+from ..runtime.progress import printable
 from ..sampling import out_of_memory
 from ..training import OPTIMISERS, FitSettings
 from .record import ROOT
@@ -262,7 +263,7 @@ def guarded(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         sys.exit("\nstopped; the same command goes on from the last checkpoint")
     except (ValueError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {printable(str(error))}")
     except OSError as error:
         sys.exit(f"error: {error.filename or 'writing'}: {error.strerror}" if error.strerror
                  else f"error: {error}")
