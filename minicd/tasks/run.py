@@ -165,6 +165,7 @@ def make_all(experiments: list[Experiment], jobs: int) -> None:
     for experiment in experiments:
         for stage in experiment.stages():
             if experiment.folder.file(stage.name):
+                experiment.folder.check(stage.name)
                 experiment.tell(stage)
     if jobs > 1:
         side_by_side(experiments, jobs)
@@ -262,7 +263,7 @@ def read_wall(file: Path) -> float:
     if not file.exists():
         return 0.0
     old = read_json(file, advice=(advice := "delete it to count from zero"))
-    return old if is_number(old) else read_checked(file, NOTE, advice).get("minutes", 0.0)
+    return old if is_number(old) else read_checked(file, NOTE, advice, has="minutes").get("minutes", 0.0)
 
 
 def publish_record(kind: type[Experiment], record: dict[str, Any], out: Path, publish: bool) -> None:
