@@ -149,7 +149,7 @@ class Experiment:
     def tell(self, stage: Stage) -> None:
         if not self.folder.note_file(stage.name).exists():
             tqdm.write(f"{self.folder.note_file(stage.name)} is missing: the record lacks minutes and losses "
-                       f"of {stage.name}")
+                       f"of {stage.name}, whose files cannot be checked")
         if stage.show:
             tqdm.write(stage.show(self.folder.get(stage.name)))
 
@@ -162,10 +162,10 @@ class Experiment:
 
 def make_all(experiments: list[Experiment], jobs: int) -> None:
     """Make the unfinished stages of all seeds, `jobs` at a time."""
+    check_finished(experiments)
     for experiment in experiments:
         for stage in experiment.stages():
             if experiment.folder.file(stage.name):
-                experiment.folder.check(stage.name)
                 experiment.tell(stage)
     if jobs > 1:
         side_by_side(experiments, jobs)
@@ -174,6 +174,14 @@ def make_all(experiments: list[Experiment], jobs: int) -> None:
         experiment, stage = work
         experiment.make(stage)
         experiment.tell(stage)
+
+
+def check_finished(experiments: list[Experiment]) -> None:
+    """Raises ValueError where a finished stage is damaged, whether it is read again or not."""
+    for experiment in experiments:
+        for stage in experiment.stages():
+            if experiment.folder.file(stage.name):
+                experiment.folder.check(stage.name)
 
 
 def side_by_side(experiments: list[Experiment], jobs: int) -> None:
@@ -239,6 +247,7 @@ def run(task: str, kind: type[Experiment], experiments: list[Experiment], out: P
         experiment.prepare()
     with wall_time(out):
         make_all(experiments, jobs)
+    check_finished(experiments)  # also those which an unfinished one had hidden
     figures = [experiment.figures() for experiment in experiments]
     if None in figures:
         return None
