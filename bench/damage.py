@@ -33,6 +33,7 @@ import torch
 
 import train
 from bench.common import ROOT, Parser, count, guarded, publish, seed_number
+from bench.tables import FAULTS
 from data.world.instructions import world_tokenizer
 from data.world.lists import pocket_tokenizer
 from minicd.hf.checkpoint import load, save
@@ -45,7 +46,6 @@ from minicd.tasks.settings import flag, type_name
 from minicd.training import Epochs, FitSettings, fit
 
 REFUSED, SAME, VALID = "refused", "same", "another valid file"
-FAULTS = ("traceback", "silent", "lost", "hang")
 PATIENCE = 120  # seconds; a trial takes one or two
 COMMON = ["--device", "cpu", "--jobs", "1", "--precision", "fp32", "--save-every", "0"]
 SHARED = ["--practice-inputs", "24", "--epochs", "4", "--batch-size", "4", "--label-samples", "5",
