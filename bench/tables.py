@@ -88,15 +88,17 @@ def parity_table(record: Record) -> str:
 def damage_table(record: Record) -> str:
     """What became of trials under damage, from bench/damage.py."""
     names = ("refused", "same", "another valid file", *FAULTS)
-    head = ["what was done", "trials", "refused in one sentence", "same files", "another valid file", *FAULTS]
+    head = ["what was done", "trials", "refused in one sentence", "same files", *names[2:]]
     rows = [[row["what"], row["trials"], *(row[name] for name in names)] for row in record["results"]]
     total = ["all", *(sum(row[i] for row in rows) for i in range(1, len(head)))]
-    return (f"{table(head, [*rows, total])}\n\nThe same command is given after each; where it is refused, once "
-            "more after what the sentence says to delete, which must give the same files, too. *Traceback*: "
-            "also a sentence that names no file; *silent*: other files than in an undisturbed run; *lost*: "
-            "finished work that is made anew, or cannot go on. Files of others (a model's config and "
-            "tokenizer, task files) have no checksums: damage can make *another valid file* of them."
-            f"\n\n({machine(record)}, seed {record['settings']['seed']}.)")
+    caption = (
+        "The same command is given after each; where it is refused, once more after what the sentence says "
+        "to delete, which must give the same files, too. *Traceback*: also a sentence that names no file; "
+        "*silent*: other files than in an undisturbed run; *lost*: finished work that is made anew, or "
+        "cannot go on. A model's config and tokenizer and task files have no checksums: damage can make "
+        "*another valid file* of them.")
+    run = f"({machine(record)}, seed {record['settings']['seed']}.)"
+    return f"{table(head, [*rows, total])}\n\n{caption}\n\n{run}"
 
 
 def rounds_line(record: Record) -> str:

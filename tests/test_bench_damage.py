@@ -6,7 +6,7 @@ import sys
 import pytest
 from test_frame import read
 
-from bench import damage
+from bench import damage, trials
 from bench.tables import FAULTS, TABLES
 from minicd.tasks.folder import RunFolder
 
@@ -19,10 +19,10 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def sounds(place) -> dict[str, damage.Sound]:
+def sounds(place) -> dict[str, trials.Sound]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", sys.argv)
-        return {task: damage.make_sound(task, place) for task in damage.SMALL}
+        return {task: damage.make_sound(task, place) for task in trials.SMALL}
 
 
 @pytest.mark.parametrize("kind, number", [(kind, i) for kind, n in TRIALS.items() for i in range(n)])
@@ -34,12 +34,12 @@ def test_no_trial_ends_in_a_fault(kind, number, place, sounds, monkeypatch):
 
 def test_a_change_that_nobody_checks_is_seen_as_a_fault(place, sounds, monkeypatch):
     monkeypatch.setattr(sys, "argv", sys.argv)
-    trial = damage.Trial(sounds["addition"], sounds["addition"].finished, place / "trial")
+    trial = trials.Trial(sounds["addition"], sounds["addition"].finished, place / "trial")
     path = place / "trial" / "test_after.json"
     path.write_text(path.read_text().replace("accuracy", "accuracy", 1).replace(": ", ":  ", 1))
     monkeypatch.setattr(RunFolder, "check", lambda self, stage: None)
     assert trial.verdict([path]).verdict == "silent"
-    trial = damage.Trial(sounds["addition"], sounds["addition"].finished, place / "trial")
+    trial = trials.Trial(sounds["addition"], sounds["addition"].finished, place / "trial")
     (place / "trial" / "test_after.json").unlink()
     assert trial.verdict([]).verdict == "lost"
 
@@ -48,10 +48,10 @@ def test_how_a_command_ends():
     def end(error):
         def main():
             raise error
-        return damage.ask(main)
+        return trials.ask(main)
     assert end(ValueError("a sentence")).verdict == "refused" and end(ValueError("a\nb")).words == "error: a b"
     assert end(KeyError("x")).verdict == "traceback" and "KeyError" in end(KeyError("x")).words
-    assert end(damage.Hang()).verdict == "hang" and damage.ask(lambda: None).verdict == "same"
+    assert end(trials.Hang()).verdict == "hang" and trials.ask(lambda: None).verdict == "same"
 
 
 def test_a_record_with_its_table(place, sounds, monkeypatch, tmp_path):

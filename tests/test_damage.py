@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from test_checkpoint import FIXTURES, change_config, change_weights, refused, same, to_pickle
 
-from bench.damage import ACCIDENTS, accident
+from bench.accidents import ACCIDENTS, accident
 from minicd.hf import checkpoint
 from minicd.tasks.settings import guarded
 
