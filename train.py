@@ -34,7 +34,7 @@ def main() -> None:
         kind.Settings, kind.SCALES["pocket"]))
     if flags.quick and flags.publish:
         raise ValueError("--publish is for whole runs, not for --quick ones")
-    scale = task.SCALES.get(arguments.scale or "pocket")
+    scale = task.SCALES.get("pocket" if arguments.scale is None else arguments.scale)
     if scale is None:
         raise ValueError(f"--scale {arguments.scale}: known scales are {', '.join(task.SCALES)}")
     settings = settings_from(arguments, task.Settings, scale, task.QUICK if flags.quick else {})

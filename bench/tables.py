@@ -8,6 +8,7 @@ from minicd.tasks.report import pm, table
 
 Record = dict[str, Any]
 SIDES = ("minicd", "transformers")
+FAULTS = ("traceback", "silent", "lost", "hang")
 
 
 def train_table(record: Record) -> str:
@@ -84,6 +85,22 @@ def parity_table(record: Record) -> str:
     return f"{table(head, rows)}\n\n(Largest differences of random models, {tolerance}, {machine(record)}.)"
 
 
+def damage_table(record: Record) -> str:
+    """What became of trials under damage, from bench/damage.py."""
+    names = ("refused", "same", "another valid file", *FAULTS)
+    head = ["what was done", "trials", "refused in one sentence", "same files", *names[2:]]
+    rows = [[row["what"], row["trials"], *(row[name] for name in names)] for row in record["results"]]
+    total = ["all", *(sum(row[i] for row in rows) for i in range(1, len(head)))]
+    caption = (
+        "The same command is given after each; where it is refused, once more after what the sentence says "
+        "to delete, which must give the same files, too. *Traceback*: also a sentence that names no file; "
+        "*silent*: other files than in an undisturbed run; *lost*: finished work that is made anew, or "
+        "cannot go on. A model's config and tokenizer and task files have no checksums: damage can make "
+        "*another valid file* of them.")
+    run = f"({machine(record)}, seed {record['settings']['seed']}.)"
+    return f"{table(head, [*rows, total])}\n\n{caption}\n\n{run}"
+
+
 def rounds_line(record: Record) -> str:
     return f"(Median of {record['settings']['rounds']} alternating rounds, {machine(record)}.)"
 
@@ -106,4 +123,5 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "bench-train": ("Training and labelling speed", train_table),
     "bench-sampling": ("Decoding speed, tokens per second", sampling_table),
     "bench-labels": ("Cost of soft labels", labels_table),
+    "bench-damage": ("Under damage", damage_table),
     "addition-labelled": ("Labelled scratchpads that the teacher needs", labelled_table)}

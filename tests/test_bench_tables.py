@@ -28,7 +28,7 @@ def test_a_record_of_today_has_a_table(name):
     text = TABLES[name][1](record)
     widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
     assert len(widths) == 1 and record["commit"] in text and record["command"] in text
-    if name not in ("bench-labels", "addition-labelled"):  # these have a column for each result
+    if name not in ("bench-labels", "addition-labelled", "bench-damage"):  # not a row for each result
         assert text.count("\n|") == len(record["results"]) + 1
 
 
@@ -72,3 +72,12 @@ def test_parity():
     table = lines("bench-parity", results=[row], settings={"tolerance": 1e-4})
     assert table[2] == "| gpt2 | 20 | 5.7e-06 | 3.5e-06 | 0 | 79 of 80 | 1 | 0 |"
     assert "tolerance 1e-04" in table[-1]
+
+
+def test_damage():
+    row = {"kind": "a", "what": "a file", "trials": 9, "refused": 5, "same": 3, "another valid file": 1, "traceback": 0, "silent": 0,
+           "lost": 0, "hang": 0}
+    table = lines("bench-damage", results=[row, row | {"what": "a kill", "hang": 2}], settings={"seed": 7})
+    assert table[2:5] == ["| a file | 9 | 5 | 3 | 1 | 0 | 0 | 0 | 0 |", "| a kill | 9 | 5 | 3 | 1 | 0 | 0 | 0 | 2 |",
+                          "| all | 18 | 10 | 6 | 2 | 0 | 0 | 0 | 2 |"]
+    assert table[-1] == "(a machine, PyTorch 2.0, commit abc, `python -m bench.x`, seed 7.)"

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from test_checkpoint import FIXTURES, change_config, change_weights, refused, same, to_pickle
 
+from bench.accidents import ACCIDENTS, accident
 from minicd.hf import checkpoint
 from minicd.tasks.settings import guarded
 
@@ -82,33 +83,6 @@ class Trial:
 @pytest.fixture
 def trial(sound, tmp_path) -> Trial:
     return Trial(sound, tmp_path / "model")
-
-
-def flipped(data: bytes, a: int, b: int, dice: random.Random) -> bytes:
-    return data[:a] + bytes([data[a] ^ 1 << dice.randrange(8)]) + data[a + 1 :]
-
-
-def swapped(data: bytes, a: int, b: int, dice: random.Random) -> bytes:
-    size = min(b - a, len(data) - b)
-    return data[:a] + data[b : b + size] + data[a + size : b] + data[a : a + size] + data[b + size :]
-
-
-ACCIDENTS = {
-    "flipped": flipped, "swapped": swapped,
-    "cut off": lambda data, a, b, dice: data[:a],
-    "cut out": lambda data, a, b, dice: data[:a] + data[b:],
-    "put in": lambda data, a, b, dice: data[:a] + dice.randbytes(dice.choice([1, 8, 100])) + data[a:],
-    "doubled": lambda data, a, b, dice: data[:b] + data[a:],
-    "zeroed": lambda data, a, b, dice: data[:a] + bytes(b - a) + data[b:],
-    "overwritten": lambda data, a, b, dice: data[:a] + dice.randbytes(b - a) + data[b:],
-}
-
-
-def accident(kind: str, data: bytes, start: int, end: int, dice: random.Random) -> bytes:
-    """Something happens to the bytes between start and end: to a few of them, or to many."""
-    a = dice.randrange(start, end)
-    b = min(end, a + dice.choice([1, 4, 64, 1000]))
-    return ACCIDENTS[kind](data, a, b, dice)
 
 
 def header_end(data: bytes) -> int:

@@ -154,7 +154,10 @@ def test_json_with_a_checksum(tmp_path):
         with pytest.raises(ValueError, match="file.json is damaged: .*; delete it"):
             files.read_checked(path, kinds, "delete it")
     path.write_text('{"minutes": 3, "more": []}')  # by hand, or from before checksums
-    assert files.read_checked(path, kinds, "") == {"minutes": 3, "more": []}
+    assert files.read_checked(path, kinds, "", has="minutes") == {"minutes": 3, "more": []}
+    path.write_text('{"more": []}')  # of something else
+    with pytest.raises(ValueError, match="file.json is damaged: it is not what was written"):
+        files.read_checked(path, kinds, "", has="minutes")
 
 
 def test_a_full_disk_names_the_file(tmp_path, monkeypatch):

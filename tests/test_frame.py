@@ -354,8 +354,9 @@ def flip_digit(path: Path) -> None:
     ("settings.json", "delete this folder, or choose another with --out"),
     ("notes/student.json", "delete it, and the record will lack minutes and losses of student"),
     ("wall.json", "delete it to count from zero")])
-@pytest.mark.parametrize("damage", [flip_digit, lambda path: path.write_text("[1]"), lambda path: path.write_text("{"),
-                                    lambda path: path.write_bytes(b"")], ids=["digit", "shape", "cut", "empty"])
+@pytest.mark.parametrize("damage", [flip_digit, lambda path: path.write_text("[1]"),
+                                    lambda path: path.write_text('{"version": 1}'), lambda path: path.write_text("{"),
+                                    lambda path: path.write_bytes(b"")], ids=["digit", "list", "object", "cut", "empty"])
 def test_json_that_is_not_what_was_written_is_named_with_the_right_advice(settings, copy, name, advice, damage):
     path = copy / name
     (copy / "scores" / "after.json").unlink()

@@ -69,15 +69,17 @@ def write_checked(path: Path, values: dict[str, Any]) -> None:
     atomic_json(path, values | {"crc32": json_checksum(values)})
 
 
-def read_checked(path: Path, kinds: dict[str, Any], advice: str) -> dict[str, Any]:
-    """The object that `write_checked` wrote, or one without a checksum.
+def read_checked(path: Path, kinds: dict[str, Any], advice: str, has: str = "") -> dict[str, Any]:
+    """The object that `write_checked` wrote, or one from before checksums, which at least has the key `has`.
 
     `kinds`: the types of the values under some keys; a list holds numbers. Raises ValueError where the file
     is damaged or of another shape.
     """
-    values = read_json(path, advice=advice)
-    problem = "" if isinstance(values, dict) else "it holds no JSON object"
-    if not problem and "crc32" in values and values.pop("crc32") != json_checksum(values):
+    values, problem = read_json(path, advice=advice), ""
+    checksum = values.pop("crc32", None) if isinstance(values, dict) else None
+    if not isinstance(values, dict):
+        problem = "it holds no JSON object"
+    elif checksum != json_checksum(values) and not (checksum is None and (not has or has in values)):
         problem = "it is not what was written"
     for key in kinds.keys() & values.keys() if not problem else ():
         of_numbers = not isinstance(values[key], list) or all(map(is_number, values[key]))

@@ -21,7 +21,8 @@ from ..runtime.lock import LOCK
 from .record import commit
 
 NUMBER = (int, float)
-NOTE = {"minutes": NUMBER, "hardware": str, "commit": str, "precision": str, "losses": list, "files": dict}
+NOTE = {"stage": str, "minutes": NUMBER, "hardware": str, "commit": str, "precision": str, "losses": list,
+        "files": dict}
 
 
 class RunFolder:
@@ -40,7 +41,7 @@ class RunFolder:
         new = {field.name: getattr(settings, field.name) for field in fields}
         advice = "delete this folder, or choose another with --out"
         if file.exists() and any(path.name not in own for path in self.path.iterdir()):
-            old, new = read_checked(file, {}, advice), json.loads(json.dumps(new))
+            old, new = read_checked(file, {}, advice, has="scale"), json.loads(json.dumps(new))
             different = [f"{k} (there {old.get(k)!r}, now {new.get(k)!r})"
                          for k in {**old, **new} if old.get(k) != new.get(k)]
             if different:
@@ -131,14 +132,17 @@ class RunFolder:
         """Raises ValueError where it is damaged."""
         file = self.note_file(stage)
         lost = f"delete it, and the record will lack minutes and losses of {stage}"
-        return read_checked(file, NOTE, lost) if file.exists() else {}
+        note = read_checked(file, NOTE, lost, has="minutes") if file.exists() else {}
+        if self.note_file(note.get("stage", stage)) != file:
+            raise ValueError(f"{file} is damaged: it is the note of {note['stage']}; {lost}")
+        return note
 
     def notes(self) -> dict[str, dict[str, Any]]:
         stages = (file.stem for file in sorted((self.path / "notes").glob("*.json")))
         return {stage: self.read_note(stage) for stage in stages}
 
     def note(self, stage: str, **what: Any) -> None:
-        write_checked(self.note_file(stage), {**self.read_note(stage), **what})
+        write_checked(self.note_file(stage), {**self.read_note(stage), "stage": stage, **what})
 
     @contextmanager
     def timed(self, stage: str):

@@ -149,7 +149,7 @@ class Experiment:
     def tell(self, stage: Stage) -> None:
         if not self.folder.note_file(stage.name).exists():
             tqdm.write(f"{self.folder.note_file(stage.name)} is missing: the record lacks minutes and losses "
-                       f"of {stage.name}")
+                       f"of {stage.name}, whose files cannot be checked")
         if stage.show:
             tqdm.write(progress.printable(stage.show(self.folder.get(stage.name))))
 
@@ -162,6 +162,7 @@ class Experiment:
 
 def make_all(experiments: list[Experiment], jobs: int) -> None:
     """Make the unfinished stages of all seeds, `jobs` at a time."""
+    check_finished(experiments)
     for experiment in experiments:
         for stage in experiment.stages():
             if experiment.folder.file(stage.name):
@@ -173,6 +174,14 @@ def make_all(experiments: list[Experiment], jobs: int) -> None:
         experiment, stage = work
         experiment.make(stage)
         experiment.tell(stage)
+
+
+def check_finished(experiments: list[Experiment]) -> None:
+    """Raises ValueError where a finished stage is damaged, whether it is read again or not."""
+    for experiment in experiments:
+        for stage in experiment.stages():
+            if experiment.folder.file(stage.name):
+                experiment.folder.check(stage.name)
 
 
 def side_by_side(experiments: list[Experiment], jobs: int) -> None:
@@ -238,6 +247,7 @@ def run(task: str, kind: type[Experiment], experiments: list[Experiment], out: P
         experiment.prepare()
     with wall_time(out):
         make_all(experiments, jobs)
+    check_finished(experiments)  # also those which an unfinished one had hidden
     figures = [experiment.figures() for experiment in experiments]
     if None in figures:
         return None
@@ -262,7 +272,7 @@ def read_wall(file: Path) -> float:
     if not file.exists():
         return 0.0
     old = read_json(file, advice=(advice := "delete it to count from zero"))
-    return old if is_number(old) else read_checked(file, NOTE, advice).get("minutes", 0.0)
+    return old if is_number(old) else read_checked(file, NOTE, advice, has="minutes").get("minutes", 0.0)
 
 
 def publish_record(kind: type[Experiment], record: dict[str, Any], out: Path, publish: bool) -> None:
