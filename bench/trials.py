@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import numpy as np
+import torch
 
 import train
 from bench.common import ROOT, guarded
@@ -106,6 +108,16 @@ def tiny_model(tokenizer: Any, width: int) -> T5:
     return initialise(T5(config), seed=0)
 
 
+def that_stops(model: T5, share: float = 0.2) -> T5:
+    """The model, with about this probability of the stop token everywhere: else no input would be finished."""
+    words, width = model.lm_head.weight.shape
+    with torch.no_grad():
+        model.shared.weight[:, 0] = 30.0  # a feature that is always there
+        model.lm_head.weight[:, 0] = 0.0
+        model.lm_head.weight[1, 0] = math.log(share / (1 - share) * words) / width**0.5
+    return model
+
+
 def addition_base(folder: Path) -> None:
     """It has seen enough scratchpads to put digits between two #, so that practice finds answers."""
     model, tokenizer = tiny_model(pocket_tokenizer(), 32), pocket_tokenizer()
@@ -120,7 +132,7 @@ def make_sound(task: str, place: Path) -> Sound:
     base, data = place / ("lists" if task == "addition" else "world"), place / "tasks"
     if not data.exists():
         addition_base(place / "lists")
-        save(tiny_model(world_tokenizer(), 16), world_tokenizer(), place / "world")
+        save(that_stops(tiny_model(world_tokenizer(), 16)), world_tokenizer(), place / "world")
         data.mkdir()
         for name in ("task50[1-4]*.json", "task51[67]*.json"):
             for path in POCKET_TASKS.glob(name):
