@@ -8,8 +8,9 @@ from pathlib import Path
 from bench.tables import TABLES
 from minicd.hf.checkpoint import load
 from minicd.runtime.device import pick_device
+from minicd.runtime.progress import printable
 from minicd.tasks.report import rebuild
-from minicd.tasks.settings import command_line, guarded, option, settings_from
+from minicd.tasks.settings import beside, command_line, guarded, option, settings_from
 from train import TASKS
 
 
@@ -33,11 +34,11 @@ def main() -> None:
     if not flags.model:
         raise ValueError("--model is missing: the folder of a checkpoint, for example runs/addition/student")
     settings = settings_from(arguments, task.Eval)
-    model, tokenizer = load(flags.model, pick_device(flags.device))
+    model, tokenizer = load(beside(flags.model), pick_device(flags.device))
     if flags.ask is not None:
-        print(task.ask(model, tokenizer, flags.ask, settings))
+        print(printable(task.ask(model, tokenizer, flags.ask, settings)))
     else:
-        print(task.examine(model, tokenizer, settings, Path(flags.model)))
+        print(printable(task.examine(model, tokenizer, settings, Path(flags.model))))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@
     OMP_NUM_THREADS=1 python -m bench.train --compile --out results/bench-compile.json  # without transformers
 
 Both sides take turns in one process; a figure is the median over the rounds, after one untimed turn each.
-They must first compute the same loss. Random weights write a fixed number of tokens; "pocket scratchpads" is
-a trained model that stops.
+They must first compute the same loss. "Answers written" is greedy decoding alone: random weights write a
+fixed number of tokens. "Practised" is all of practice, by a trained model that stops: it samples scratchpads
+and draws the soft labels.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import torch
 from bench.common import ROOT, Parser, count, guarded, import_transformers, parsed, publish, turns
 from data.world.bases import pocket_config
 from data.world.lists import operation, pocket_tokenizer
-from minicd import sampling
+from minicd import Context, PracticeSettings, identity, practice, sampling
 from minicd.hf.checkpoint import load, save
 from minicd.runtime.device import autocast
 from minicd.labels import LabelBatch
@@ -37,6 +38,7 @@ from minicd.training import FitSettings, Run
 Rows = list[list[int]]
 PROMPT, ANSWER = 21, 10  # tokens of an example
 BASE = ROOT / "data" / "pocket"
+PRACTISED = 512  # scratchpads
 SMALL = T5Config(vocab_size=32128, d_model=512, d_kv=64, d_ff=1024, num_heads=6, num_layers=8,
                  dropout_rate=0.0, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
 # A model and one turn's work: training steps and their batch; questions to label and tokens for each.
@@ -114,7 +116,7 @@ def compare(name: str, shape: Shape, precision: str, arguments) -> list[dict[str
     ours, theirs = pair(initialise(T5(shape.config), 0), pocket_tokenizer(), arguments.device)
     ours.config = replace(ours.config, eos_token_id=shape.config.vocab_size)  # no such token: no row stops
     how = batch(shape.config, shape.prompts)[0].tolist(), shape.new_tokens, arguments.temperature, precision
-    label = turns(f"{name}, {precision}: questions labelled/s", shape.prompts, arguments,
+    label = turns(f"{name}, {precision}: answers written/s", shape.prompts, arguments,
                   minicd=partial(our_labels, ours, *how),
                   transformers=partial(their_labels, theirs, None, *how))
     how = batch(shape.config, shape.batch, arguments.device), shape.steps, precision
@@ -123,16 +125,29 @@ def compare(name: str, shape: Shape, precision: str, arguments) -> list[dict[str
 
 
 def scratchpads(precision: str, arguments) -> list[dict[str, Any]]:
-    """Labelling by a trained model that stops: a teacher adds, or the base does its made-up operations."""
+    """Practice by a trained model: a teacher adds, or the base does its made-up operations."""
     model, tokenizer = load(arguments.model or BASE, arguments.device)
-    questions = draw_questions(512, 8, "test", np.random.default_rng(0))
+    questions = draw_questions(PRACTISED, 8, "test", np.random.default_rng(0))
     texts = ([teacher_template(q) for q in questions] if arguments.model else
-             [operation(rng, rng.randint(1, 8))[0] for rng in map(random.Random, range(512))])
+             [operation(rng, rng.randint(1, 8))[0] for rng in map(random.Random, range(PRACTISED))])
     ours, theirs = pair(model, tokenizer, arguments.device)
-    how = tokenizer.encode_all(texts), 90, arguments.temperature, precision
-    return [turns(f"pocket scratchpads, {precision}: labelled/s", len(texts), arguments,
-                  minicd=partial(our_labels, ours, *how),
-                  transformers=partial(their_labels, theirs, tokenizer.eos_id, *how))]
+    context = Context(lambda n, rng: texts, str, str, identity)
+    settings = PracticeSettings(max_new_tokens=90, precision=precision)
+    return [turns(f"pocket scratchpads, {precision}: practised/s", len(texts), arguments,
+                  minicd=lambda: practice(ours, tokenizer, context, len(texts), settings) and None,
+                  transformers=lambda: their_practice(theirs, tokenizer, texts, settings))]
+
+
+def their_practice(model, tokenizer, texts: list[str], settings: PracticeSettings) -> None:
+    """The same steps with transformers: sample, score what was written, draw the labels of its tokens."""
+    prompts = tokenizer.encode_all(texts)
+    answers = their_labels(model, tokenizer.eos_id, prompts, settings.max_new_tokens, settings.temperature,
+                           settings.precision)
+    answers = [[*answer, tokenizer.eos_id] for answer in answers]
+    ids, labels = (sampling.pad(rows, 0).to(model.device) for rows in (prompts, answers))
+    with autocast(model.device, settings.precision), torch.no_grad():
+        logits = model(input_ids=ids, attention_mask=ids != 0, labels=labels).logits[labels != 0]
+    torch.multinomial(logits.float().softmax(-1), settings.label_samples, replacement=True)
 
 
 def compiled(name: str, shape: Shape, precision: str, arguments) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .labels import Examples, Ragged, SoftLabels
-from .losses import label_kind
+from .losses import check_labels
 from .sampling import generate, score
 from .tokenizer import TextTokenizer
 from .training import Epochs, FitSettings, fit
@@ -97,29 +97,48 @@ def practice_chunk(teacher: nn.Module, tokenizer: TextTokenizer, context: Contex
     inputs = context.inputs(size, rng)
     prompts = [tokenizer.encode_all([template(x) for x in inputs]) for template in context.teachers]
     sampled_from = rng.integers(len(prompts), size=size) if len(prompts) > 1 else [0] * size  # of an ensemble
-    completions = generate(teacher, [prompts[k][i] for i, k in enumerate(sampled_from)],
-                           settings.max_new_tokens, settings.temperature, generator=generator,
-                           progress=f"{name} {start + size}/{n}", precision=settings.precision)
-    slices = [absolute_slice(y, context.extract(y)) for y in completions]
-    kept = [i for i, found in enumerate(slices) if found is not None]
+    sampled, reasons = generate(teacher, [prompts[k][i] for i, k in enumerate(sampled_from)],
+                                settings.max_new_tokens, settings.temperature, generator=generator,
+                                progress=f"{name} {start + size}/{n}", reasons=True,
+                                precision=settings.precision)
+    answers = [Answer.of(y, context.extract(y), why, tokenizer.eos_id) for y, why in zip(sampled, reasons)]
+    kept = [i for i, answer in enumerate(answers) if answer]
     if len(kept) < size / 10:
         raise NoAnswers(f"only {len(kept)} of {size} completions of the teacher have an extractable answer; "
                         "train the teacher longer, or check that its prompt and the extractor fit together")
     parts = []
     for rows in (kept[first : first + LABELLED_AT_ONCE] for first in range(0, len(kept), LABELLED_AT_ONCE)):
-        views = [[view[i] for i in rows] for view in prompts]
-        logits = ensemble_logits(teacher, views, [completions[i] for i in rows], [slices[i] for i in rows],
+        some, views = [answers[i] for i in rows], [[view[i] for i in rows] for view in prompts]
+        logits = ensemble_logits(teacher, views, [a.completion for a in some], [a.kept for a in some],
                                  settings.precision)
-        answers = [completions[i][slices[i]] for i in rows]
         students = tokenizer.encode_all([context.student(inputs[i]) for i in rows])
-        labelled = label(answers, logits, tokenizer.eos_id, settings, generator)
+        labelled = label(some, logits, tokenizer.eos_id, settings, generator)
         parts.append(Examples(Ragged.of(students), *labelled, Ragged.of_texts([inputs[i] for i in rows])))
     return Examples.join(parts)
 
 
-def absolute_slice(y: list[int], found: slice | None) -> slice | None:
-    """The same slice of y, without open or negative ends."""
-    return found and slice(*found.indices(len(y)))
+@dataclass
+class Answer:
+    """f(y): what the student learns to write, and how it learns to stop."""
+
+    completion: list[int]  # y, with its stop token if it ended by itself
+    kept: slice  # of the completion
+    cut: bool  # f cut off what follows: the student must stop where the teacher went on
+
+    @classmethod
+    def of(cls, y: list[int], found: slice | None, why: str, eos: int | None) -> Answer | None:
+        """From f's slice of y, and why y ended; None where there is nothing to learn.
+
+        If f keeps y to its end, the stop token is a token of y like any other, or y was cut at
+        max_new_tokens: then the teacher did not stop, and the student does not learn to.
+        """
+        if found is None:
+            return None
+        kept, ended = slice(*found.indices(len(y))), why == "eos" and eos is not None
+        if kept.stop < len(y):
+            return cls(y, kept, eos is not None)
+        whole = cls([*y, eos] if ended else y, slice(kept.start, kept.stop + ended), False)
+        return whole if whole.completion[whole.kept] else None
 
 
 def ensemble_logits(teacher: nn.Module, prompts: list[list[list[int]]], completions: list[list[int]],
@@ -135,16 +154,18 @@ def ensemble_logits(teacher: nn.Module, prompts: list[list[list[int]]], completi
     return [torch.stack(rows).log_softmax(-1).logsumexp(0) - math.log(len(rows)) for rows in zip(*views)]
 
 
-def label(answers: list[list[int]], logits: list[Tensor], eos: int, settings: PracticeSettings,
+def label(answers: list[Answer], logits: list[Tensor], eos: int | None, settings: PracticeSettings,
           generator: torch.Generator) -> tuple[Ragged, SoftLabels]:
-    """The answers, each with a stop token so that the student learns to stop, and labels of all their tokens.
+    """What f kept, and labels of all its tokens. Where f cut something off, a stop token follows.
 
-    The stop token has a hard label: f cut it off, so the teacher gave it no distribution.
+    That one has a hard label: the teacher went on there, so its distribution says nothing about stopping.
     """
-    soft = soft_labels(torch.cat(logits), settings, generator).split([len(answer) for answer in answers])
-    stop = SoftLabels.one_hot(torch.tensor([eos]))
-    labels = SoftLabels.join([part for row in soft for part in (row, stop)])
-    return Ragged.of([[*answer, eos] for answer in answers]), labels
+    tokens = [answer.completion[answer.kept] for answer in answers]
+    soft = soft_labels(torch.cat(logits), settings, generator).split([len(row) for row in tokens])
+    stop = SoftLabels.one_hot(torch.tensor([eos] if eos is not None else []))
+    labels = [part for row, answer in zip(soft, answers) for part in ((row, stop) if answer.cut else (row,))]
+    rows = [[*row, eos] if answer.cut else row for row, answer in zip(tokens, answers)]
+    return Ragged.of(rows), SoftLabels.join(labels)
 
 
 def soft_labels(logits: Tensor, settings: PracticeSettings, generator: torch.Generator) -> SoftLabels:
@@ -161,7 +182,7 @@ def combine_seeds(seeds: tuple[int, ...]) -> int:
     return functools.reduce(lambda a, b: a * 1_000_003 + b, seeds) % 2**63
 
 
-def distill(student: nn.Module, items: Examples, settings: FitSettings = FitSettings(loss="empirical"), *,
+def distill(student: nn.Module, items: Examples, settings: FitSettings = FitSettings(), *,
             epochs: float = 1.0, seed: int = 0, checkpoint: Path | None = None, save_every: float = 30.0,
             name: str = "distill") -> list[float]:
     """Fit p_θ(f(y) | T_s(x)) to the labels, in place (equation 1, `settings.loss`); returns the loss curve.
@@ -170,12 +191,6 @@ def distill(student: nn.Module, items: Examples, settings: FitSettings = FitSett
     tokenizer's, and what `fit` raises.
     """
     items.check_ids(student.config.vocab_size)
-    check_labels(settings.loss, sampled=not items.labels.weights.is_floating_point())
+    check_labels(settings.loss, items.labels.kind)
     batches = Epochs(items, settings.batch_size, epochs, seed, student.config.pad_token_id)
     return fit(student, batches, settings, seed=seed, checkpoint=checkpoint, save_every=save_every, name=name)
-
-
-def check_labels(loss: str, sampled: bool) -> None:
-    """Raises ValueError where the loss needs more of the teacher's distributions than samples."""
-    if sampled and label_kind(loss) != "sampled":
-        raise ValueError(f"the loss {loss!r} needs exact or top-k labels, but these are sampled")

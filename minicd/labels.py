@@ -85,6 +85,15 @@ class SoftLabels:
     ids: Ragged
     weights: Tensor  # [entries] int32 or float32, aligned with ids.values
 
+    @property
+    def kind(self) -> str:
+        """sampled; or of probabilities exact, or top where some of a sum is left for other tokens."""
+        if not self.weights.is_floating_point():
+            return "sampled"
+        rows = torch.repeat_interleave(torch.arange(len(self.ids)), self.ids.lengths)
+        sums = torch.zeros(len(self.ids)).index_add(0, rows, self.weights.float())
+        return "top" if (sums < 1 - 1e-3).any() else "exact"
+
     @classmethod
     def sample(cls, logits: Tensor, samples: int, generator: torch.Generator | None = None) -> SoftLabels:
         """The paper's empirical label (section 2.4): `samples` draws from softmax(logits [M, V]) a position.

@@ -38,8 +38,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tenso
     """
     if q.device.type == "cpu" and (q.shape[2] == 1 or (q.dtype == torch.bfloat16 and q.requires_grad)):
         return plain_attend(q, k, v, bias, scale)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=scale,
-                                          enable_gqa=k.shape[1] != q.shape[1])
+    share = q.shape[1] // k.shape[1]
+    if share > 1 and q.device.type != "cpu":  # shared heads with a mask fall to the slowest of CUDA's kernels
+        k, v, share = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1), 1
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=scale, enable_gqa=share > 1)
 
 
 def plain_attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:

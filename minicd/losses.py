@@ -73,21 +73,27 @@ def kl(a: Tensor, b: Tensor) -> Tensor:
 def log_probs_with_tail(logits: Tensor, labels) -> tuple[Tensor, Tensor]:
     """Teacher's and student's log-probabilities [B, T, K + 1] of the label's tokens and of the tail.
 
-    Labels and tails are at least FLOOR: a label without a tail has log 0 there, which `reverse` multiplies
-    with p. The student's named tokens have no floor: its gradient would be 0 where the student is most wrong.
+    The label's are at least FLOOR: one without a tail has log 0 there, which `reverse` multiplies with p. The
+    student's have no floor: a clamp's gradient would be 0 where the student is most wrong.
     """
     z, logsumexp = GatherAndLogSumExp.apply(logits, labels.ids)
     named = labels.weights > 0
-    log_p = z - logsumexp[..., None]
-    q = labels.weights.to(log_p.dtype)
-    log_q = torch.cat([q, tail(q)], dim=-1).clamp(min=FLOOR).log()
-    tail_p = tail(log_p.exp().masked_fill(~named, 0.0)).clamp(min=FLOOR).log()
-    return log_q, torch.cat([log_p.masked_fill(~named, math.log(FLOOR)), tail_p], dim=-1)
+    q = labels.weights.to(z.dtype)
+    log_q = torch.cat([q, 1 - q.sum(-1, keepdim=True)], dim=-1).clamp(min=FLOOR).log()
+    log_p = torch.cat([z, logsumexp_of_others(logits, labels.ids, named)], dim=-1) - logsumexp[..., None]
+    outcomes = torch.cat([named, named.sum(-1, keepdim=True) < logits.shape[-1]], dim=-1)
+    return log_q, log_p.masked_fill(~outcomes, math.log(FLOOR))
 
 
-def tail(named: Tensor) -> Tensor:
-    """Probabilities [..., K] of the named tokens → what is left for all others [..., 1]."""
-    return 1 - named.sum(-1, keepdim=True)
+def logsumexp_of_others(logits: Tensor, ids: Tensor, named: Tensor) -> Tensor:
+    """Over the tokens that are not `named` [B, T, K] among the ids → [B, T, 1]; over all if none is left.
+
+    1 − Σ p(named) would be the same probability, but rounded to 0 where it is small.
+    """
+    named = named & (named.sum(-1, keepdim=True) < logits.shape[-1])
+    hide = torch.zeros(ids.shape, device=ids.device).masked_fill(named, -torch.inf)
+    z = at_least_fp32(logits)
+    return z.scatter_add(-1, ids, hide.to(z.dtype)).logsumexp(-1, keepdim=True)
 
 
 class GatherAndLogSumExp(torch.autograd.Function):
@@ -116,9 +122,12 @@ def at_least_fp32(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def mean_over_answers(per_token: Tensor, mask: Tensor) -> Tensor:
-    """The mean over the batch's answer tokens, without padding. → scalar."""
-    return per_token.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
+def mean_over_answers(per_token: Tensor, mask: Tensor, tokens: float | None = None) -> Tensor:
+    """The sum over the batch's answer tokens, without padding, ÷ their number. → scalar.
+
+    `tokens` stands in for that number: with the mean of all batches, every token has the same weight.
+    """
+    return per_token.masked_fill(~mask, 0.0).sum() / (tokens or mask.sum().clamp(min=1))
 
 
 @dataclass(frozen=True)
@@ -126,13 +135,13 @@ class Loss:
     """An entry of LOSSES: the function, and the kind of label that practice must keep for it."""
 
     function: Callable[..., Tensor]
-    labels: str = "sampled"  # or exact, or top
+    labels: str = "sampled"  # or exact, or top; any: it looks at the tokens alone
 
     def __call__(self, logits: Tensor, labels, **how: float) -> Tensor:
         return self.function(logits, labels, **how)
 
 
-LOSSES = {"empirical": Loss(empirical), "hard": Loss(hard), "exact": Loss(forward, "exact"),
+LOSSES = {"empirical": Loss(empirical), "hard": Loss(hard, "any"), "exact": Loss(forward, "exact"),
           "topk": Loss(forward, "top"), "reverse": Loss(reverse, "exact"), "jsd": Loss(jsd, "exact")}
 
 
@@ -146,5 +155,19 @@ def find_loss(name: str, beta: float = 0.5) -> Callable[..., Tensor]:
 
 
 def label_kind(name: str) -> str:
-    """sampled, exact or top; a plain function in LOSSES takes sampled labels."""
-    return getattr(LOSSES.get(name), "labels", "sampled")
+    """What practice keeps for the loss: sampled, exact or top. A plain function takes sampled labels."""
+    kind = getattr(LOSSES.get(name), "labels", "sampled")
+    return "sampled" if kind == "any" else kind
+
+
+def check_labels(name: str, kind: str) -> None:
+    """Raises ValueError where the loss is no divergence on labels of this kind: sampled, exact or top.
+
+    Samples are too few for a loss with log q. A top label leaves out a tail, without which `empirical` is
+    unbounded: adding a constant to the logits lowers it.
+    """
+    needed = getattr(LOSSES.get(name), "labels", "sampled")
+    refused = {"sampled": "top", "exact": "sampled", "top": "sampled"}.get(needed)
+    if kind == refused:
+        enough = "sampled or exact" if kind == "top" else "exact or top-k"
+        raise ValueError(f"the loss {name!r} needs {enough} labels, but these are {kind}")

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .distill import (Context, PracticeSettings, check_labels, combine_seeds, distill, ensemble_logits,
-                      identity, practice, soft_labels)
+from .distill import (Context, PracticeSettings, combine_seeds, distill, ensemble_logits, identity, practice,
+                      soft_labels)
 from .labels import Examples, LabelBatch, Ragged
+from .losses import check_labels
 from .runtime.files import all_tensors, atomic_safetensors, open_safetensors
 from .sampling import generate
 from .tokenizer import TextTokenizer
@@ -25,7 +26,7 @@ class RoundSettings:
     """One round of `rounds`: practice, then distillation."""
 
     practice: PracticeSettings = field(default_factory=PracticeSettings)
-    fit: FitSettings = field(default_factory=lambda: FitSettings(loss="empirical"))
+    fit: FitSettings = field(default_factory=FitSettings)
     items: int = 4096  # practice inputs for each context
     epochs: float = 1.0
     on_policy: bool = False  # as many answers as items × epochs, each by the student of that moment
@@ -60,7 +61,7 @@ def one_round(teacher: nn.Module, student: nn.Module, tokenizer: TextTokenizer, 
         load_state(student, done)
         return
     progress = folder and folder / "progress.safetensors"
-    check_labels(settings.fit.loss, settings.practice.labels == "sampled")
+    check_labels(settings.fit.loss, settings.practice.labels)
     if settings.on_policy:
         judge = deepcopy(teacher) if teacher is student else teacher
         steps = max(1, round(settings.items * len(contexts) * settings.epochs / settings.fit.batch_size))

@@ -15,7 +15,9 @@ from .runtime.fast import pack_weights, stepper
 from .runtime.progress import bar
 
 LOGITS_AT_ONCE = 2**28  # the most numbers that score() makes at a time: 1 GiB in fp32
-LOOK_EVERY = 8  # steps between checks for finished rows, since on CUDA each check waits for the device
+LOOK_EVERY = 8  # steps between checks for finished rows on CUDA, where each check waits for the device
+SHRINK_BELOW = 0.75  # the share of running rows below which smaller steps pay for the copy of the cache
+SHRINK_RECORDED_BELOW = 0.5  # the same on CUDA, where the smaller step has to be recorded anew
 
 
 @torch.no_grad()
@@ -30,7 +32,7 @@ def generate(model, prompts: Sequence[Sequence[int]], max_new_tokens: int, tempe
     end-of-sequence tokens. Returns token-id lists without what ended them; with `reasons`, also why each
     ended: "eos", "stop", or "length" after max_new_tokens tokens. `precision`: bf16, fp32, auto, or None for
     that of the weights. Where memory runs out, the batch is halved, with a warning.
-    Raises ValueError for an empty or too long prompt or a setting out of range.
+    Raises ValueError for an empty or too long prompt, a setting out of range, another device's generator.
     """
     check(model, prompts, max_new_tokens, temperature, top_k, top_p)
     stops = Stops(model, stop, tokenizer)
@@ -38,6 +40,9 @@ def generate(model, prompts: Sequence[Sequence[int]], max_new_tokens: int, tempe
     results: list[list[int]] = [[]] * len(prompts)
     why = ["length"] * len(prompts)
     device = next(model.parameters()).device
+    if generator and generator.device.type != device.type:
+        raise ValueError(f"the generator is on {generator.device} and the model on {device}: "
+                         f"make it with torch.Generator({device.type!r})")
     with eval_mode(model), pack_weights(model), autocast(device, precision):
         def run(rows: list[int]) -> None:
             batch = pad([prompts[i] for i in rows], model.config.pad_token_id).to(device)
@@ -82,7 +87,7 @@ def sample_batch(model, prompts: Tensor, max_new_tokens: int, stops: Stops, how:
     out[:, 0] = tokens
     alive = torch.arange(len(prompts), device=prompts.device)  # numbers in `out` of the rows still running
     finished = torch.isin(tokens, stops.ids)
-    look_every = 1 if prompts.device.type == "cpu" else LOOK_EVERY
+    look_every, shrink_below = pace(prompts.device)
     step = None
     for t in range(1, max_new_tokens):
         if t % look_every == 0:
@@ -90,7 +95,7 @@ def sample_batch(model, prompts: Tensor, max_new_tokens: int, stops: Stops, how:
             running = (~finished).nonzero()[:, 0]
             if len(running) == 0:
                 break
-            if len(running) < 0.75 * len(alive):  # below that, smaller steps pay for the copy
+            if len(running) < shrink_below * len(alive):
                 cache.keep(running)
                 alive, tokens, finished, step = alive[running], tokens[running], finished[running], None
         if step is None:
@@ -102,6 +107,11 @@ def sample_batch(model, prompts: Tensor, max_new_tokens: int, stops: Stops, how:
     return out
 
 
+def pace(device: torch.device) -> tuple[int, float]:
+    """Steps between checks for finished rows, and the share of running ones below which the others leave."""
+    return (1, SHRINK_BELOW) if device.type == "cpu" else (LOOK_EVERY, SHRINK_RECORDED_BELOW)
+
+
 class Stops:
     """What ends a completion: the model's end-of-sequence tokens, further token ids, and strings."""
 
@@ -110,10 +120,10 @@ class Stops:
         self.tokenizer = tokenizer
         if self.strings and (tokenizer is None or "" in self.strings):
             raise ValueError("stop strings need the tokenizer, and must not be empty")
-        self.eos = {model.config.eos_token_id, *getattr(model.config, "more_eos_token_ids", ())}
-        self.filler = model.config.eos_token_id
+        self.eos = {model.config.eos_token_id, *getattr(model.config, "more_eos_token_ids", ())} - {-1}
+        self.filler = max(0, model.config.eos_token_id)  # any token: what follows an end is cut off
         ids = [*self.eos, *(s for s in stop if not isinstance(s, str))]
-        self.ids = torch.tensor(ids, device=next(model.parameters()).device)
+        self.ids = torch.tensor(ids, dtype=torch.long, device=next(model.parameters()).device)
         self.known = set(ids)
 
     def find(self, tokens: Tensor, finished: Tensor) -> Tensor:

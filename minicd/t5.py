@@ -35,6 +35,7 @@ class T5Config:
     num_decoder_layers: int | None = None  # None: as many as the encoder has
     feed_forward_proj: str = "relu"  # or gated-gelu, gated-silu
     tie_word_embeddings: bool = True  # v1.0 ties embedding and head, v1.1 does not
+    scale_decoder_outputs: bool | None = None  # by d_model^-0.5 before the head; None: where it is tied
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
     dropout_rate: float = 0.1
@@ -225,9 +226,10 @@ class T5(nn.Module):
         return self.encoder.dropout(self.encoder.norm(x)), mask
 
     def head(self, x: Tensor) -> Tensor:
-        if self.config.tie_word_embeddings:
-            return self.shared.head(x * self.config.d_model**-0.5)
-        return self.lm_head(x)
+        tied, scaled = self.config.tie_word_embeddings, self.config.scale_decoder_outputs
+        if tied if scaled is None else scaled:
+            x = x * self.config.d_model**-0.5
+        return self.shared.head(x) if tied else self.lm_head(x)
 
     def prefill(self, prompts: Tensor, max_new_tokens: int) -> tuple[Tensor, Cache]:
         """Encode prompts [B, S] → logits [B, V] of the first token, and a cache for max_new_tokens steps."""

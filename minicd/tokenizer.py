@@ -9,15 +9,19 @@ from tokenizers import Encoding, Tokenizer, decoders, models, pre_tokenizers, pr
 
 from .runtime.files import atomic_bytes
 
+MOST_TOKENS = 100  # of a character: Unicode's longest, U+FDFA, becomes 18 letters of 33 bytes, maybe all tokens
+ENCODED_AT_ONCE = 256  # texts between two looks at how long they became
+
 
 class TextTokenizer:
     """Encodes prompts and answers. The stop token ends answers and, in encoder-decoders, prompts."""
 
-    def __init__(self, backend: Tokenizer, eos: str = "</s>", pad: str | None = "<pad>",
+    def __init__(self, backend: Tokenizer, eos: str | None = "</s>", pad: str | None = "<pad>",
                  ends_prompts: bool = True):
-        """`pad` None: there is no such token. `ends_prompts` False: for a decoder, which would stop there."""
+        """None: there is no such token. `ends_prompts` False: for a decoder, which would stop there."""
         self.backend, self.ends_prompts = backend, ends_prompts
-        self.eos_id, self.pad_id = backend.token_to_id(eos), None if pad is None else backend.token_to_id(pad)
+        self.eos_id, self.pad_id = (None if token is None else backend.token_to_id(token)
+                                    for token in (eos, pad))
         for token, number in ((eos, self.eos_id), (pad, self.pad_id)):
             if token is not None and number is None:
                 raise ValueError(f"the tokenizer has no {token} token, which the model needs")
@@ -28,10 +32,22 @@ class TextTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """A prompt → its ids."""
-        return self.prompt_ids(self.backend.encode(text))
+        return self.encode_all([text])[0]
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        return [self.prompt_ids(encoding) for encoding in self.backend.encode_batch(list(texts))]
+        return [self.prompt_ids(encoding) for encoding in self.encodings(texts)]
+
+    def encodings(self, texts: Sequence[str], **how) -> list[Encoding]:
+        """The backend's. Raises ValueError for far too many tokens, as of a malicious normaliser."""
+        found: list[Encoding] = []
+        for start in range(0, len(texts), ENCODED_AT_ONCE):
+            some = list(texts[start : start + ENCODED_AT_ONCE])
+            found += self.backend.encode_batch(some, **how)
+            for text, encoding in zip(some, found[start:]):
+                if len(encoding) > MOST_TOKENS * (len(text) + 1):
+                    raise ValueError(f"the tokenizer makes {len(encoding)} tokens of a text of {len(text)} "
+                                     "characters: it is damaged or malicious")
+        return found
 
     def prompt_ids(self, encoding: Encoding) -> list[int]:
         """The ids of a prompt, with a stop token at the end, or without the one that the backend appended."""
@@ -48,15 +64,21 @@ class TextTokenizer:
     def encode_answers(self, texts: Sequence[str]) -> list[list[int]]:
         if self.ends_prompts:
             return self.encode_all(texts)
-        encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
+        encodings = self.encodings(texts, add_special_tokens=False)
         return [self.with_eos(encoding.ids) for encoding in encodings]
 
     def with_eos(self, ids: list[int]) -> list[int]:
-        return ids if ids and ids[-1] == self.eos_id else ids + [self.eos_id]
+        return ids if self.eos_id is None or ids[-1:] == [self.eos_id] else ids + [self.eos_id]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids → text, without special tokens."""
         return self.backend.decode(list(ids), skip_special_tokens=True)
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Parts of the text for which the vocabulary has no token but <unk>: the model cannot see them."""
+        unknown, encoding = self.backend.token_to_id("<unk>"), self.backend.encode(text)
+        found = [text[a:b] for i, (a, b) in zip(encoding.ids, encoding.offsets) if i == unknown]
+        return list(dict.fromkeys(found))
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The text of each token by itself, without spaces; U+FFFD stands for part of a character."""

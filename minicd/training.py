@@ -31,7 +31,7 @@ class FitSettings:
     warmup: float = 0.0  # share of the steps with a linearly growing learning rate
     decay: float = 0.0  # share of the steps, at the end, with a linearly falling one
     clip: float = 0.0  # largest gradient norm; 0: no clipping
-    loss: str = "hard"
+    loss: str = "empirical"  # by its name in losses.py; on hard labels it is the plain cross-entropy
     jsd_beta: float = 0.5  # of the loss jsd
     dropout: float | None = None  # None: what the model's config says
     optimiser: str = "adamw"  # or muon: for the layers' matrices (Jordan et al., 2024), AdamW for the rest
@@ -39,7 +39,11 @@ class FitSettings:
 
 
 class BatchSource(Protocol):
-    """Batches by step number, so that a resumed run sees exactly what an uninterrupted one sees."""
+    """Batches by step number, so that a resumed run sees exactly what an uninterrupted one sees.
+
+    If it has `tokens_per_batch`, the mean number of answer tokens, every token has the same weight. Else a
+    batch's loss is the mean over its own tokens.
+    """
 
     def __len__(self) -> int: ...
     def __getitem__(self, step: int) -> tuple[Tensor, LabelBatch]: ...
@@ -54,6 +58,7 @@ class Epochs:
         self.batch_size = min(batch_size, len(examples))
         self.per_epoch = len(examples) // self.batch_size
         self.steps = max(1, round(epochs * self.per_epoch))
+        self.tokens_per_batch = self.batch_size * len(examples.answers.values) / len(examples)
         self.epoch, self.order = -1, []
 
     def __len__(self) -> int:
@@ -92,8 +97,9 @@ class Run:
     """A training run that can stop and resume: model, optimisers, step, losses so far, random state."""
 
     def __init__(self, model: nn.Module, settings: FitSettings, steps: int, seed: int,
-                 checkpoint: Path | None):
+                 checkpoint: Path | None, tokens_per_batch: float | None = None):
         self.model, self.settings, self.steps, self.checkpoint = model, settings, steps, checkpoint
+        self.tokens_per_batch = tokens_per_batch
         self.optimisers = make_optimisers(model, settings)
         self.loss = find_loss(settings.loss, settings.jsd_beta)
         self.device = next(model.parameters()).device
@@ -108,7 +114,7 @@ class Run:
         prompts, labels = prompts.to(self.device, non_blocking=True), labels.to(self.device)
         with autocast(self.device, self.settings.precision):
             logits = self.model(prompts, labels.tokens)
-        loss = mean_over_answers(self.loss(logits, labels), labels.mask)
+        loss = mean_over_answers(self.loss(logits, labels), labels.mask, self.tokens_per_batch)
         loss.backward()
         if self.settings.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
@@ -198,11 +204,13 @@ def fit(model: nn.Module, batches: BatchSource, settings: FitSettings, *, seed: 
     """Minimise the mean answer-token loss, in place; returns the loss (nats) every CHECK_EVERY steps.
 
     With `checkpoint`, the state is written there every `save_every` seconds, and a rerun after Ctrl-C or a
-    kill resumes from it, bit for bit as if it had never stopped. `evaluate(step)` is called between steps.
+    kill resumes from it, on the CPU bit for bit as if it had never stopped. On CUDA attention adds gradients
+    up in no fixed order, so there two runs are never quite equal. `evaluate(step)` is called between steps.
     Raises FloatingPointError on a non-finite loss, ValueError for a damaged or another run's checkpoint.
     """
     set_dropout(model, settings.dropout)
-    run = Run(model.train(), settings, len(batches), seed, checkpoint)
+    run = Run(model.train(), settings, len(batches), seed, checkpoint,
+              getattr(batches, "tokens_per_batch", None))
     recent: list[Tensor] = []
     with bar(run.steps, name, "step", initial=run.step) as shown:
         while run.step < run.steps:

@@ -133,6 +133,25 @@ def test_transformers_5_marks_v1_1_in_another_way():
     assert loads_same(FIXTURES / "t5-v1.1-resaved", FIXTURES / "t5-v1.1")
 
 
+def test_a_copy_in_a_file_of_transformers_5_is_a_tied_head(tmp_path):
+    """There the file tells, not tie_word_embeddings; a head of another shape is none, and is named."""
+    folder, reference = copied("t5-v1.1-tied", tmp_path), FIXTURES / "t5-v1.1-tied"
+    embedding = load_file(folder / "model.safetensors")["shared.weight"]
+    for tied in (True, False):
+        change_config(folder, tie_word_embeddings=tied)
+        change_weights(folder, **{"lm_head.weight": embedding.clone()})
+        assert loads_same(folder, reference) and checkpoint.load(folder)[0].config.tie_word_embeddings
+        change_weights(folder, **{"lm_head.weight": None})
+        assert loads_same(folder, reference)
+        other = embedding.clone()
+        other[-1, -1] += 0.5
+        change_weights(folder, **{"lm_head.weight": other})
+        model, _ = checkpoint.load(folder)
+        assert not model.config.tie_word_embeddings and torch.equal(model.lm_head.weight, other)
+        change_weights(folder, **{"lm_head.weight": embedding[:-1].clone()})
+        refused(folder, "lm_head.weight is [63, 16], not [64, 16]")
+
+
 # types of numbers
 
 

@@ -45,7 +45,7 @@ def base(tmp_path_factory) -> Path:
     questions = addition_questions.draw_questions(200, 3, "train", np.random.default_rng(9))
     examples = Examples.join([addition.scratchpad_examples(questions[::2], tokenizer, "compact"),
                               addition.scratchpad_examples(questions[1::2], tokenizer, "nye")])
-    fit(model, Epochs(examples, 20, 30, seed=0), FitSettings(lr=1e-2, decay=0.3, precision="fp32"))
+    fit(model, Epochs(examples, 20, 30, seed=0), FitSettings(lr=1e-2, decay=0.3, loss="hard", precision="fp32"))
     folder = tmp_path_factory.mktemp("base") / "model"
     save(model, tokenizer, folder)
     return folder
@@ -559,11 +559,48 @@ def test_a_checkpoint_is_evaluated(finished, cli, capsys):
     longest = addition_questions.longest_scratchpad(pocket_tokenizer(), "nye", 3) + 4  # the run stops there, too
     for name, row, more in (("student", "after", ["--max-new-tokens", 10]),
                             ("teacher", "teacher", ["--step-by-step", "--max-new-tokens", longest])):
-        cli("eval", "--model", out / name, "--questions", 100, "--max-digits", 3, "--precision", "fp32", *more)
+        cli("eval", "--model", out / name, "--questions", 100, "--precision", "fp32", *more)  # it knows the digits
         said = capsys.readouterr().out
-        accuracy = re.search(r"exact match on 100 unseen questions: (\d+\.\d\d) %, \d+\.\d tokens a question", said)
+        accuracy = re.search(r"exact match on 100 unseen questions of up to 3 digits: (\d+\.\d\d) %, \d+\.\d tokens a question", said)
         assert float(accuracy[1]) == metrics[row]["values"][0]
         assert "by digits: {'1': " in said and "by longest carry run: {'0': " in said
+
+
+def test_a_finished_run_is_reused_for_another_loss(finished, base, tmp_path, cli, capsys):
+    """Only the student is trained and tested; its figure stands beside that of the student with the other loss."""
+    out = tmp_path / "hard"
+    same = dict(scratchpad="nye", seeds="0 1", reuse=finished[0])
+    cli("train", *flags(base, out, **same, loss="hard"))
+    said, old, new = capsys.readouterr().out, read(finished[0] / "record.json"), read(out / "record.json")
+    assert f"| student after, {finished[0]} | {old['metrics']['after']['mean']:.1f} ±" in said
+    assert new["metrics"]["reused"] == old["metrics"]["after"] and new["metrics"]["teacher"] == old["metrics"]["teacher"]
+    for name in ("teacher/model.safetensors", "practice.safetensors", "scratchpad_and_direct/model.safetensors"):
+        assert (out / "seed-1" / name).read_bytes() == (finished[0] / "seed-1" / name).read_bytes()
+    assert weights_of(out / "student") == weights_of(finished[0] / "student_hard")  # which --all-rows had trained
+
+
+def weights_of(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_a_loss_that_needs_other_labels_practises_anew(finished, base, tmp_path, cli, capsys):
+    out = tmp_path / "exact"
+    cli("train", *flags(base, out, scratchpad="nye", reuse=finished[0], loss="exact", practice_questions=100))
+    said = capsys.readouterr().out
+    assert "practice is made anew: practice_questions 300 there, 100 here, labels 'sampled' there, 'exact' here" in said
+    assert weights_of(out / "teacher") == weights_of(finished[0] / "teacher")
+    assert Examples.load(out / "practice.safetensors").labels.kind == "exact"
+    assert 0 <= read(out / "practice_figures.json")["practice_dropped"] <= 100
+
+
+@pytest.mark.parametrize("changes, sentence", [
+    ({"max_digits": 4}, "its teacher has other settings: max_digits 3 there, 4 here"),
+    ({"scratchpad": "compact"}, "scratchpad 'nye' there, 'compact' here"),
+    ({"teacher_lr": 1e-3, "dropout": 0.5}, "teacher_lr 0.005 there, 0.001 here, dropout 0.1 there, 0.5 here")])
+def test_a_run_with_another_teacher_is_not_reused(finished, base, tmp_path, refused, changes, sentence):
+    settings = {"scratchpad": "nye", "reuse": finished[0], **changes}
+    assert sentence in refused("train", *flags(base, tmp_path / "out", **settings))
+    assert "is no run folder: it has no settings.json" in refused("train", *flags(base, tmp_path / "x", reuse=tmp_path))
 
 
 def test_one_question_is_answered(finished, cli, refused, capsys):
@@ -573,6 +610,8 @@ def test_one_question_is_answered(finished, cli, refused, capsys):
     model, tokenizer = load(student)
     completion = generate(model, [tokenizer.encode("add : 1 2 3 + 4 5 6")], 9, temperature=0, precision="fp32")[0]
     assert capsys.readouterr().out == tokenizer.decode(completion).replace(" ", "") + "\n"
+    cli("eval", "--task", "instructions", "--model", student, "--ask", "add the hippo : 1", "--device", "cpu")
+    assert capsys.readouterr().err.startswith("the model does not know 'the', 'hippo'\n")
     for question in ("", "three + 4", "1 + 2 + 3"):
         assert "ask for the sum of two numbers, for example" in refused("eval", "--model", student, "--ask", question)
 

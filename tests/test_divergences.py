@@ -167,6 +167,36 @@ def test_a_student_who_is_sure_and_wrong_is_told_so(gap, dtype, tolerance):
     assert gradient[0, 0].tolist() == pytest.approx([0.98, -0.49, -0.49], abs=1e-4)
 
 
+@pytest.mark.parametrize("gap", [10, 24, 40])
+@pytest.mark.parametrize("k", [1, 2, 5])
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_gradient_where_the_student_is_most_wrong_is_the_dense_one(name, k, gap):
+    """Sure of a token that the teacher would not say, with k tokens of the label; the last 4 of 6 make the tail."""
+    q = torch.tensor([[0.4, 0.3, 0.1, 0.1, 0.05, 0.05]], dtype=torch.float64)
+    label = batch(SoftLabels.top(q.log(), k), 1)
+    z = torch.zeros(1, 1, 6, dtype=torch.float32)
+    z[..., 5 if k < 5 else 4] = gap  # in the tail, or for k = 5 away from it
+    z.requires_grad_()
+    (gradient,) = torch.autograd.grad(LOSSES[name](z, label).sum(), z)
+    dense_z = z.detach().double().requires_grad_()
+    named, log_p = label.ids[0, 0], dense_z.log_softmax(-1)[0]
+    rest = [i for i in range(6) if i not in named.tolist()]
+    outcomes = [torch.cat([x[:, named], x[:, rest].logsumexp(-1, keepdim=True)], -1) for x in (q.log(), log_p)]
+    (expected,) = torch.autograd.grad(dense(name, *outcomes).sum(), dense_z)
+    assert torch.allclose(gradient.double(), expected, rtol=1e-4, atol=1e-6)
+    if name == "forward":
+        assert gradient.abs().max() > 0.04
+
+
+@pytest.mark.parametrize("gap", [10, 24, 40])
+def test_a_tail_that_the_student_forgot_pulls_it_back(gap):
+    """q = (1/2, tail 1/2), and the student gives the tail e^−gap: the gradient is p − q, about (1/2, −1/2)."""
+    label = batch(SoftLabels.top(torch.tensor([[0.5, 0.25, 0.25]]).log(), 1), 1, torch.float32)
+    z = torch.tensor([[[gap, 0.0, 0.0]]]).requires_grad_()
+    (gradient,) = torch.autograd.grad(forward(z, label).sum(), z)
+    assert gradient[0, 0].tolist() == pytest.approx([0.5, -0.25, -0.25], abs=1e-4)
+
+
 def test_the_direction_decides_what_a_narrow_student_does():
     """Two likely tokens, a student that can hold one: forward KL is as large as the gap, reverse is about ln 2.
 

@@ -2,8 +2,10 @@
 
 import json
 import warnings
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -203,6 +205,78 @@ def test_what_is_recorded_writes_what_is_not(model, prompts, monkeypatch):
     monkeypatch.setattr(fast, "pays", lambda tokens, steps: True)
     monkeypatch.setattr(fast, "RecordedStep", lambda *how: (used.append(1), unrecorded(*how))[1])
     assert sampled(model, prompts, temperature=0) == expected and used
+
+
+class PretendCuda:
+    """Stands for torch.cuda where there is none: steps run as they are, and it notes on which device and stream.
+
+    A "replay" is a plain step: the graph keeps the call that was "captured" in it. `fails`: captures do, at their end.
+    """
+
+    def __init__(self, monkeypatch, fails: bool = False):
+        self.fails, self.current, self.stream_now = fails, "cuda:0", "the device's own stream"
+        self.made, self.used, self.captures = [], [], []
+        for name in ("device", "stream", "graph", "current_stream"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch.cuda, "Stream", self.new_stream)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", self.Graph)
+        monkeypatch.setattr(fast, "pays", lambda tokens, steps: True)
+        fast.recording_stream.cache_clear()
+
+    class Graph:
+        def replay(self) -> None:
+            raise NotImplementedError("only the test of one step replays")
+
+    def new_stream(self, device):
+        self.made.append(str(device))
+        return SimpleNamespace(device=str(device), wait_stream=lambda other: None)
+
+    def current_stream(self):
+        return SimpleNamespace(wait_stream=lambda other: None)
+
+    @contextmanager
+    def device(self, device):
+        before, self.current = self.current, str(device)
+        yield
+        self.current = before
+
+    @contextmanager
+    def stream(self, stream):
+        self.used.append((self.current, stream.device))
+        yield
+
+    @contextmanager
+    def graph(self, graph, stream=None):
+        self.captures.append((self.current, stream.device))
+        yield
+        if self.fails:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_a_capture_that_fails_at_its_end_changes_no_completion(model, prompts, monkeypatch, temperature):
+    """The real RecordedStep, which has warmed up and moved the cache on when the end of its capture fails."""
+    expected = sampled(model, prompts, temperature)
+    cuda = PretendCuda(monkeypatch, fails=True)
+    with pytest.warns(UserWarning, match="goes on without a CUDA graph: CUDA error: operation not permitted"):
+        assert sampled(model, prompts, temperature) == expected
+    assert cuda.captures
+
+
+def test_all_recordings_share_the_stream_of_their_device(model, prompts, monkeypatch):
+    """A library keeps a workspace for each stream; and a stream of another device would record nothing."""
+    cuda = PretendCuda(monkeypatch)
+    batch, token = as_batch(model, prompts), torch.full((len(prompts),), 5)
+    plain = steps(model, batch, token.expand(2, -1), on_device=False)
+    for _ in range(3):
+        _, cache = model.prefill(batch, 4)
+        position = cache.position
+        with torch.no_grad():
+            step = fast.stepper(model, token, cache, 3)
+        assert isinstance(step, fast.RecordedStep) and torch.allclose(step.logits, plain[1], atol=2e-5)
+        assert cache.position == position, "nothing was decoded yet"
+    assert cuda.made == ["cpu"], "the tokens' device, which is the CPU here"
+    assert cuda.used == cuda.captures == [("cpu", "cpu")] * 3 and cuda.current == "cuda:0"
 
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

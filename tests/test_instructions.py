@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_t5
+from helpers import that_stops, tiny_t5
 
 from minicd import metrics
 from minicd.hf.checkpoint import save
@@ -39,7 +39,7 @@ REAL = "task1393,task242,task066,task828"
 def pocket_model(tmp_path_factory) -> Path:
     """A random T5 with the words of the pocket world."""
     folder, tokenizer = tmp_path_factory.mktemp("pocket"), world_tokenizer()
-    save(tiny_t5(len(tokenizer), initializer_factor=2.0), tokenizer, folder)
+    save(that_stops(tiny_t5(len(tokenizer))), tokenizer, folder)
     return folder
 
 
@@ -52,7 +52,7 @@ def real_model(tmp_path_factory) -> Path:
     model = initialise(T5(T5Config(vocab_size=32128, d_model=16, d_kv=8, d_ff=32, num_heads=2, num_layers=1, dropout_rate=0.0,
                                    feed_forward_proj="gated-gelu", tie_word_embeddings=False)), seed=0)
     folder = tmp_path_factory.mktemp("real")
-    save(model, read_tokenizer(path), folder)
+    save(that_stops(model), read_tokenizer(path), folder)
     return folder
 
 
@@ -99,13 +99,13 @@ def test_a_pool_is_drawn_from_with_repeats_and_by_seed():
 
 
 def test_few_shot_inputs_come_from_the_model_and_are_never_test_inputs():
-    tokenizer = word_tokenizer(["Input:", "a", "b", "c", "d"])
-    model = tiny_t5(len(tokenizer), initializer_factor=1.0)
-    draw = few_shot_inputs(model, tokenizer, ["a b", "c d", "b"], 2, 2)
+    tokenizer = word_tokenizer(["Input:", *"abcdefghijklmnop"])
+    model = that_stops(tiny_t5(len(tokenizer), initializer_factor=1.0), share=0.35)
+    draw = few_shot_inputs(model, tokenizer, ["a b", "c d", "b"], 2, 8)
     texts = draw(200, np.random.default_rng(0))
     assert texts == draw(200, np.random.default_rng(0)) and len(texts) == 200 and all(texts) and len(set(texts)) > 5
     forbidden = {texts[0], texts[1]}
-    allowed = few_shot_inputs(model, tokenizer, ["a b", "c d", "b"], 2, 2, forbidden)(200, np.random.default_rng(0))
+    allowed = few_shot_inputs(model, tokenizer, ["a b", "c d", "b"], 2, 8, forbidden)(200, np.random.default_rng(0))
     assert len(allowed) == 200 and not forbidden & set(allowed)
     with pytest.raises(ValueError, match="asked for 50 inputs, the model wrote only 0 that can be used"):
         few_shot_inputs(model, tokenizer, ["a"], 2, 2, forbidden=Everything())(50, np.random.default_rng(0))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from minicd.distill import PracticeSettings, label
+from minicd.distill import Answer, PracticeSettings, label
 from minicd.labels import Examples, LabelBatch, Ragged, SoftLabels
 from minicd.losses import empirical
 
@@ -166,13 +166,24 @@ def test_split_by_hand():
 
 
 def test_stop_tokens_stand_between_the_soft_labels_of_the_answers():
-    """Answers of two, no and one token: their labels in turn, and after each answer a sure one to stop."""
+    """Answers of two, no and one token: their labels in turn, and a sure one to stop where f cut something off."""
     logits = [torch.full((n, 6), -1e4) for n in (2, 0, 1)]
     logits[0][0, 4], logits[0][1, 5], logits[2][0, 3] = 1e4, 1e4, 1e4  # the teacher is certain: of 4, 5 and 3
-    answers, labels = label([[2, 3], [], [5]], logits, 1, PracticeSettings(label_samples=10), seeded(0))
-    assert [answers[i] for i in range(3)] == [[2, 3, 1], [1], [5, 1]]
-    assert [labels.ids[m] for m in range(6)] == [[4], [5], [1], [1], [3], [1]]
-    assert labels.weights.tolist() == [10, 10, 1, 1, 10, 1]
+    given = [Answer([2, 3, 5], slice(0, 2), True), Answer([4], slice(0, 0), True), Answer([5], slice(0, 1), False)]
+    answers, labels = label(given, logits, 1, PracticeSettings(label_samples=10), seeded(0))
+    assert [answers[i] for i in range(3)] == [[2, 3, 1], [1], [5]]
+    assert [labels.ids[m] for m in range(5)] == [[4], [5], [1], [1], [3]]
+    assert labels.weights.tolist() == [10, 10, 1, 1, 10]
+
+
+def test_kinds_of_labels():
+    logits = torch.randn(4, 6, generator=seeded(0))
+    made = {"sampled": SoftLabels.sample(logits, 3, seeded(1)), "exact": SoftLabels.top(logits),
+            "top": SoftLabels.top(logits, 5)}
+    stop = SoftLabels.one_hot(torch.tensor([1]))
+    for kind, labels in made.items():
+        assert labels.kind == kind == SoftLabels.join([labels, stop]).kind
+    assert SoftLabels.join([stop, made["exact"], made["top"]]).kind == "top"
 
 
 INPUTS = ["3 + 4", "", "naïve 日本", "7"]

@@ -46,3 +46,27 @@ def test_attention_trained_in_bf16_is_near_that_in_fp32(heads, kv_heads):
     assert found.dtype == torch.bfloat16 and torch.allclose(found.float(), wanted, atol=0.05)
     gradients = torch.autograd.grad(found.sum(), half), torch.autograd.grad(wanted.sum(), exact[:3])
     assert all(torch.allclose(a.float(), b, atol=0.1) for a, b in zip(*gradients))
+
+
+@pytest.mark.parametrize("heads, kv_heads", [(4, 4), (4, 2), (4, 1)])
+@pytest.mark.parametrize("queries", [1, 5])
+def test_off_the_cpu_shared_heads_are_expanded(monkeypatch, heads, kv_heads, queries):
+    """CUDA's fast kernels take a mask only where every head has keys of its own. Computed by the CPU's kernel here."""
+    q, k, v, bias = inputs(heads, kv_heads, queries)
+    seen, real = [], torch.nn.functional.scaled_dot_product_attention
+
+    def spy(q, *rest, enable_gqa=False, **how):
+        seen.append((rest[0].shape[1], rest[1].shape[1], enable_gqa))
+        return real(q.as_subclass(torch.Tensor), *rest, enable_gqa=enable_gqa, **how)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    found = attend(q.as_subclass(Elsewhere), k, v, bias, 0.3)
+    assert torch.allclose(found, expected(q, k, v, bias, 0.3), atol=1e-12)
+    assert seen == [(heads, heads, False)]
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor of the CPU that says it is on CUDA."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda:1")

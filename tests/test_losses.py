@@ -114,6 +114,7 @@ def test_mean_over_answers_by_hand():
     mask = torch.tensor([[True, True], [True, False]])
     assert mean_over_answers(per_token, mask).item() == pytest.approx(7 / 3)  # (1 + 2 + 4) / 3, the padding left out
     assert mean_over_answers(per_token, torch.zeros(2, 2, dtype=torch.bool)).item() == 0.0
+    assert mean_over_answers(per_token, mask, 14.0).item() == pytest.approx(7 / 14)
 
 
 @pytest.mark.parametrize("loss", [empirical, hard])

@@ -2,11 +2,13 @@
 
 import copy
 import json
+import os
+import threading
 from pathlib import Path
 
 import pytest
 
-from minicd.tasks.natural_instructions import Example, instruction_prompt, lay_out, load_folder, load_task
+from minicd.tasks.natural_instructions import Example, find_tasks, instruction_prompt, lay_out, load_folder, load_task
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT.parent / "shared" / "data" / "natural_instructions" / "tasks"
@@ -107,6 +109,43 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "latin.json").write_bytes('{"ä": 1}'.encode("latin-1"))
     with pytest.raises(ValueError, match="latin.json: not JSON"):
         load_task(tmp_path / "latin.json")
+
+
+@pytest.mark.parametrize("name", ["...json", "..json", ".json", "-x.json", "a b.json", "a\x1b[2J.json", "a\nb.json", "..\\a.json"])
+def test_a_name_that_could_be_no_folder_is_refused(tmp_path, name):
+    """The task's name becomes a folder of the run, and stands in its tables; `..` would be outside."""
+    path = written(tmp_path, TASK, name)
+    for call in (lambda: load_task(path), lambda: find_tasks(tmp_path, name)):
+        with pytest.raises(ValueError, match="is no name for a task file") as error:
+            call()
+        assert str(error.value).isprintable() and repr(name) in str(error.value)
+    if list(tmp_path.glob("*.json")):
+        with pytest.raises(ValueError, match="is no name for a task file"):
+            load_folder(tmp_path)
+
+
+def test_usual_names_are_names(tmp_path):
+    for name in ("task1393_superglue-copa.v2", "Task_1", "1", "\u00e4"):
+        assert load_task(written(tmp_path, TASK, f"{name}.json")).name == name
+
+
+def test_a_pipe_is_no_task_file(tmp_path):
+    """Which must not be waited for, so this does not wait either."""
+    os.mkfifo(tmp_path / "task1.json")
+    said = []
+
+    def attempt(call, *given) -> None:
+        try:
+            call(*given)
+        except ValueError as error:
+            said.append(str(error))
+    calls = ((load_task, tmp_path / "task1.json"), (load_folder, tmp_path), (find_tasks, tmp_path, "task1"))
+    threads = [threading.Thread(target=attempt, args=call, daemon=True) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(5)
+    assert said == [f"{tmp_path / 'task1.json'} cannot be read: it is no regular file"] * 3
 
 
 def test_folders(tmp_path):

@@ -15,6 +15,7 @@ from minicd.losses import LOSSES, forward, mean_over_answers, reverse
 from minicd.rounds import OnPolicy, RoundSettings, rounds
 from minicd.runtime.files import atomic_safetensors
 from minicd.sampling import score
+from minicd.tasks.addition import AdditionSettings
 from minicd.tokenizer import word_tokenizer
 from minicd.training import FitSettings, fit
 
@@ -179,9 +180,8 @@ def test_an_ensemble_practises_under_all_its_prompts(base):
 @pytest.mark.parametrize("labels, entries", [("top", 5), ("exact", 16)])
 def test_kinds_of_labels(base, labels, entries):
     items = practice(base, TOKENIZER, ONE, 20, PracticeSettings(labels=labels, label_top=5, max_new_tokens=6), seed=0)
-    tokens = items.answers.values
-    soft = [m for m in range(len(tokens)) if len(items.labels.ids[m]) > 1]
-    assert {len(items.labels.ids[m]) for m in soft} == {entries} and len(tokens) - len(soft) == len(items)  # a stop token each
+    assert {len(items.labels.ids[m]) for m in range(len(items.answers.values))} == {entries}
+    assert items.labels.kind == labels
     assert (items.labels.weights > 0).all() and items.labels.weights.is_floating_point()
 
 
@@ -288,6 +288,20 @@ def test_a_round_on_policy_stopped_between_steps_resumes_bit_for_bit(base, tmp_p
         rounds(base, TOKENIZER, [[ONE], [TWO]], ON_POLICY, recursive=True, seed=4, folder=tmp_path)
     resumed = rounds(base, TOKENIZER, [[ONE], [TWO]], ON_POLICY, recursive=True, seed=4, folder=tmp_path)
     assert torch.equal(weights(resumed), expected)
+
+
+@pytest.mark.parametrize("loss", ["empirical", "mine"])
+def test_no_loss_is_unbounded_on_labels_without_a_tail(base, loss, monkeypatch):
+    """A top label's weights sum to less than 1: by a constant added to the logits the loss could fall for ever."""
+    monkeypatch.setitem(LOSSES, "mine", lambda logits, labels: -logits[..., 0])
+    items = practice(base, TOKENIZER, ONE, 20, PracticeSettings(labels="top", label_top=5, max_new_tokens=6), seed=0)
+    with pytest.raises(ValueError, match=f"the loss '{loss}' needs sampled or exact labels, but these are top"):
+        distill(base, items, FitSettings(loss=loss))
+    with pytest.raises(ValueError, match="these are top"):
+        rounds(base, TOKENIZER, [[ONE]], RoundSettings(PracticeSettings(labels="top"), FitSettings(loss=loss)))
+    with pytest.raises(ValueError, match="these are top"):
+        AdditionSettings(loss="empirical", labels="top")
+    distill(deepcopy(base), items, FitSettings(loss="hard"))  # it looks at the tokens alone
 
 
 @pytest.mark.parametrize("on_policy", [True, False])

@@ -249,3 +249,24 @@ def test_bf16_is_close_to_fp32(model, prompts):
     for a, b in zip(score(model, prompts, prompts), score(model, prompts, prompts, precision="bf16")):
         assert b.dtype == torch.float32 and not torch.equal(a, b)
         assert (a.softmax(-1) - b.softmax(-1)).abs().mean() < 0.05
+
+
+def test_a_generator_of_another_device_is_named():
+    """A model on the meta device stands for one on CUDA."""
+    model = tiny_t5(12).to("meta")
+    sentence = r"the generator is on cpu and the model on meta: make it with torch.Generator\('meta'\)"
+    with pytest.raises(ValueError, match=sentence):
+        generate(model, [[3]], 5, generator=seeded(0))
+
+
+def test_on_cuda_rows_leave_the_batch_less_often(model, prompts, monkeypatch):
+    """A smaller step must be recorded there. What is written stays the same."""
+    def run(share: float) -> tuple[list[list[int]], int]:
+        count, keep = [], Cache.keep
+        with monkeypatch.context() as patch:
+            patch.setattr(Cache, "keep", lambda *how: (count.append(1), keep(*how))[1])
+            patch.setattr(sampling, "SHRINK_BELOW", share)
+            return generate(model, prompts, 40, temperature=0), len(count)
+    (often, many), (seldom, few) = (run(sampling.pace(torch.device(kind))[1]) for kind in ("cpu", "cuda"))
+    assert often == seldom and few < many
+    assert sampling.pace(torch.device("cuda"))[0] == LOOK_EVERY > sampling.pace(torch.device("cpu"))[0] == 1

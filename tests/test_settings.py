@@ -7,13 +7,16 @@ import importlib
 import math
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import eval as eval_program
 import train as train_program
-from minicd.tasks.settings import as_text, check, differences, flag, guarded, option, range_of
+from minicd.tasks.natural_instructions import load_folder
+from minicd.tasks.record import ROOT
+from minicd.tasks.settings import as_text, beside, check, differences, flag, guarded, option, range_of
 
 TASKS = train_program.TASKS
 CLASSES = {kind for task in TASKS.values() for kind in (task.Settings, task.Eval)}
@@ -96,7 +99,7 @@ def test_help_lists_the_settings_of_the_task_and_no_others(help_of, program, tas
     fields, said = [*dataclasses.fields(flags), *dataclasses.fields(settings)], help_of(program, task)
     assert list(said) == [flag(field) for field in fields]
     for field, line in zip(fields, said.values()):
-        default = getattr((flags if field in dataclasses.fields(flags) else settings)(), field.name)
+        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
         assert field.metadata["help"] in line and range_of(field.metadata) in line
         usual = None if default is None or default is False or default == "" else as_text(default)
         said_usual = re.search(r"default: (.*?)\)$", line)
@@ -187,6 +190,15 @@ def test_what_is_typed_is_checked(monkeypatch, tmp_path, words, sentence):
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}"):
         train_program.main()
     assert not (tmp_path / "run").exists()
+
+
+def test_what_belongs_to_the_repository_is_found_from_elsewhere(tmp_path, monkeypatch):
+    """Else data/pocket would be asked for at the hub, where anybody could have that name."""
+    monkeypatch.chdir(tmp_path)
+    assert beside("data/pocket") == str(ROOT / "data/pocket") and beside("mine/model") == "mine/model"
+    (tmp_path / "data" / "pocket").mkdir(parents=True)
+    assert beside("data/pocket") == "data/pocket"  # what is here comes first
+    assert load_folder(Path(beside("data/instructions/test")))
 
 
 def test_test_inputs_end_where_practice_begins():

@@ -1,5 +1,6 @@
 """T5 against what Hugging Face transformers computed (fixtures/make_t5.py), and against itself: caches, batches, padding."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from minicd.sampling import generate
 from minicd.t5 import T5, RelativeBias, T5Config, initialise
 
 FIXTURES = Path(__file__).parent / "fixtures"
-# The last is the second as transformers 5 saves it: its config.json says that embedding and head are tied, and they are not.
-FOLDERS = ["t5-v1.0", "t5-v1.1", "t5-buckets", "t5-sharded", "t5-v1.1-resaved"]
+# The last two have a config.json as transformers 5 writes it: both say that embedding and head are tied, which is true of the
+# last only. The one before is the second, resaved.
+FOLDERS = ["t5-v1.0", "t5-v1.1", "t5-buckets", "t5-sharded", "t5-v1.1-resaved", "t5-v1.1-tied"]
 TOLERANCE = 1e-4  # of logits which differ by 0.4 and more between positions and prompts
 
 
@@ -60,6 +62,52 @@ def test_greedy_completions_equal_the_reference(model, reference):
     length = reference["greedy"].shape[1]
     assert generate(model, unpad(reference["prompts"], 0), length, temperature=0) == expected
     assert any(len(row) < length for row in expected), "some completions end by themselves"
+
+
+HEADS = [(tied, scaled) for tied in (True, False) for scaled in (True, False)]
+
+
+def saved_with_head(folder: Path, tied: bool, scaled: bool) -> T5:
+    """A model of t5-v1.1's weights with such a head, after saving and loading."""
+    donor, tokenizer = checkpoint.load(FIXTURES / "t5-v1.1")
+    model = T5(dataclasses.replace(donor.config, tie_word_embeddings=tied, scale_decoder_outputs=scaled))
+    model.load_state_dict(donor.state_dict(), strict=not tied)
+    checkpoint.save(model, tokenizer, folder)
+    return checkpoint.load(folder)[0]
+
+
+@pytest.mark.parametrize("tied, scaled", HEADS)
+def test_a_head_is_tied_or_not_and_scaled_or_not(tied, scaled, tmp_path):
+    """The scale is a factor of the logits, and a tied head the embedding: so the four follow from t5-v1.1's logits."""
+    reference = load_file(FIXTURES / "t5-v1.1" / "reference.safetensors")
+    donor = checkpoint.load(FIXTURES / "t5-v1.1")[0]
+    assert torch.allclose(forward(donor, reference["prompts"], reference["answers"]), reference["logits"], atol=TOLERANCE)
+    if tied:
+        donor.lm_head.weight = torch.nn.Parameter(donor.shared.weight.detach().clone())
+    expected = forward(donor, reference["prompts"], reference["answers"]) * (donor.config.d_model**-0.5 if scaled else 1)
+    model = saved_with_head(tmp_path, tied, scaled)
+    assert hasattr(model, "lm_head") != tied
+    assert difference(forward(model, reference["prompts"], reference["answers"]), expected) < TOLERANCE
+    assert generate(model, [[5, 6, 1]], 6, temperature=0) == generate(donor, [[5, 6, 1]], 6, temperature=0)
+
+
+@pytest.mark.parametrize("tied, scaled", HEADS)
+def test_transformers_reads_and_writes_the_same_head(tied, scaled, tmp_path):
+    """A folder of ours, what transformers computes from it, and what we compute from what transformers saves."""
+    transformers = pytest.importorskip("transformers", "5.0", reason="needs transformers 5")
+    reference = load_file(FIXTURES / "t5-v1.1" / "reference.safetensors")
+    ours = forward(saved_with_head(tmp_path / "ours", tied, scaled), reference["prompts"], reference["answers"])
+    theirs = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "ours", dtype=torch.float32).eval()
+    with torch.no_grad():
+        logits = theirs(input_ids=reference["prompts"], attention_mask=(reference["prompts"] != 0).long(),
+                        labels=reference["answers"]).logits
+    assert difference(ours, logits) < TOLERANCE
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert ("lm_head.weight" in load_file(tmp_path / "theirs" / "model.safetensors")) != tied
+    (tmp_path / "theirs" / "tokenizer.json").write_bytes((tmp_path / "ours" / "tokenizer.json").read_bytes())
+    again, _ = checkpoint.load(tmp_path / "theirs")
+    assert again.config == checkpoint.load(tmp_path / "ours")[0].config
+    assert difference(forward(again, reference["prompts"], reference["answers"]), ours) < TOLERANCE
 
 
 def test_every_parameter_shows_in_the_logits(folder, reference):

@@ -1,15 +1,17 @@
 """The tokenizer files of T5, GPT-2 and Qwen3 against published ids, small hand-made ones, endings, and damaged files."""
 
+import base64
 import itertools
 import json
 import random
 import struct
+import time
 import unicodedata
 from functools import cache
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from data.world.lists import WORDS, pocket_tokenizer
 from minicd.hf.tokenizers import read_backend, read_sentencepiece, read_tokenizer
@@ -398,3 +400,79 @@ def test_a_spiece_model_cut_short_anywhere(tmp_path):
     for length in range(len(spiece_bytes())):
         (tmp_path / "spiece.model").write_bytes(spiece_bytes()[:length])
         refused(tmp_path, "spiece.model is not a readable tokenizer")
+
+
+# files that make far too much of a text
+
+REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "x" * 10**6}
+
+
+def doubling(times: int) -> dict:
+    double = {"type": "Replace", "pattern": {"String": "x"}, "content": "xx"}
+    return {"type": "Sequence", "normalizers": [double] * times}
+
+
+def charsmap_bomb() -> bytes:
+    """T5's table, or the beginning of one, with a long replacement at its end."""
+    return (1024).to_bytes(4, "little") + bytes(1024) + b"y" * 10**6 + b"\0"
+
+
+BOMBS = [REPLACE, {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, REPLACE]}, doubling(40),
+         {key: value for key, value in REPLACE.items() if key != "type"},  # the library guesses it
+         REPLACE | {"pattern": {"Regex": "."}}, REPLACE | {"pattern": {"Regex": ""}, "content": "x" * 101},
+         {"type": "Prepend", "prepend": "x" * 10**6},
+         {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap_bomb()).decode()}]
+
+
+def with_part(folder: Path, **parts) -> Path:
+    """A small tokenizer.json with other parts, and added tokens that the library normalises as it reads them."""
+    path = folder / "tokenizer.json"
+    word_tokenizer([f"a{i}" for i in range(50)]).save(path)
+    content = json.loads(path.read_text())
+    added = [{"id": 100 + i, "content": "a" * 50 + str(i), "single_word": False, "lstrip": False, "rstrip": False,
+              "normalized": True, "special": False} for i in range(200)]
+    path.write_text(json.dumps({**content, "added_tokens": content["added_tokens"] + added, **parts}))
+    return path
+
+
+@pytest.mark.parametrize("normaliser", BOMBS, ids=range(len(BOMBS)))
+def test_a_normaliser_that_blows_texts_up_is_refused_at_once(tmp_path, normaliser):
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r"tokenizer.json is not a readable tokenizer: it can make \d+ characters or tokens of one"):
+        read_backend(with_part(tmp_path, normalizer=normaliser).parent)
+    assert time.monotonic() - start < 2
+
+
+def test_usual_normalisers_are_none_of_these(tmp_path):
+    usual = [{"type": "Prepend", "prepend": "\u2581"}, {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+             {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}, {"type": "NFKC"}]
+    assert read_backend(with_part(tmp_path, normalizer={"type": "Sequence", "normalizers": usual}).parent)
+    with pytest.raises(ValueError, match="tokenizer.json is not a readable tokenizer"):
+        read_backend(with_part(tmp_path, normalizer={"type": "Sequence", "normalizers": 3}).parent)
+
+
+def test_a_template_with_far_too_many_tokens_is_refused(tmp_path):
+    many = {"</s>": {"id": "</s>", "ids": [1] * 1000, "tokens": ["</s>"] * 1000}}
+    template = {"type": "TemplateProcessing", "pair": [], "special_tokens": many,
+                "single": [{"Sequence": {"id": "A", "type_id": 0}}] + [{"SpecialToken": {"id": "</s>", "type_id": 0}}] * 10**4}
+    with pytest.raises(ValueError, match="it can make 10000000 characters or tokens of one"):
+        read_backend(with_part(tmp_path, post_processor=template).parent)
+
+
+def test_a_spiece_model_that_blows_texts_up_is_refused(tmp_path):
+    content = spiece_bytes(normaliser=field(2, charsmap_bomb()))
+    (tmp_path / "spiece.model").write_bytes(content)
+    with pytest.raises(ValueError, match="spiece.model is not a readable tokenizer: it can make 1000000 characters"):
+        read_sentencepiece(tmp_path / "spiece.model")
+
+
+def test_a_text_of_far_too_many_tokens_is_refused():
+    backend = words()
+    backend.normalizer = normalizers.Replace("a", "one " * 1000)
+    tokenizer = TextTokenizer(backend, pad=None)
+    calls = ["two"] * 300 + ["a"] * 300 + ["two"] * 3000
+    for encode in (tokenizer.encode_all, tokenizer.encode_answers, lambda texts: tokenizer.encode(texts[300])):
+        with pytest.raises(ValueError, match=r"makes \d+ tokens of a text of 1 characters: it is damaged or malicious"):
+            encode(calls)
+    assert tokenizer.encode_all(["two", "two " * 1000]) == [[4, 1], [4] * 1000 + [1]]
+    assert tokenizer.encode_all([]) == []

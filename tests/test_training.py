@@ -14,6 +14,7 @@ from helpers import tiny_t5
 from safetensors.torch import load_file
 
 from minicd.labels import Examples
+from minicd.losses import empirical
 from minicd.runtime.muon import Muon
 from minicd.training import CHECK_EVERY, Epochs, FitSettings, Run, fit, learning_rate, length_buckets
 
@@ -377,3 +378,24 @@ def test_epochs_by_step_number_do_not_depend_on_the_way_there():
         assert torch.equal(prompts, steps[step][0]) and torch.equal(labels.tokens, steps[step][1].tokens)
     other = Epochs(toy_examples(), 8, 3, seed=5)
     assert any(not torch.equal(other[step][0], steps[step][0]) for step in range(8))
+
+
+def test_a_token_weighs_the_same_in_every_batch():
+    """Its gradient does not depend on whether its batch holds short or long answers: one number divides all."""
+    short, long = [[3, 1]] * 8, [[3, 4, 5, 6, 3, 4, 5, 6, 3, 1]] * 8
+    examples = Examples.hard([[2, 1]] * 16, [*short, *long])
+    batches = Epochs(examples, 8, 1, 0)
+    assert batches.tokens_per_batch == 8 * (2 + 10) / 2
+    model = tiny_t5(16)
+    run = Run(model, FitSettings(lr=0.0, precision="fp32"), 2, 0, None, batches.tokens_per_batch)
+    losses = []
+    for step in range(2):
+        prompts, labels = batches[step]
+        with torch.no_grad():
+            per_token = empirical(model(prompts, labels.tokens), labels)
+        losses.append(run.update(*batches[step]).item())
+        assert losses[-1] == pytest.approx(per_token[labels.mask].sum().item() / 48, rel=1e-5)
+
+
+def test_the_default_loss_is_the_papers():
+    assert FitSettings().loss == "empirical"

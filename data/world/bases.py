@@ -77,6 +77,7 @@ class Base:
     start: Callable[[TextTokenizer, int], T5]  # a model for the tokenizer, from a seed
     item: Item
     held_out: Callable[[T5, TextTokenizer, int], dict[str, float]]  # percent on n held-out items of each kind
+    steps: int  # of training
     folder: str  # in data/
     record: str  # scale of the record in results/
 
@@ -110,12 +111,17 @@ class PocketSettings(RunSettings):
 
     base: str = option("instructions", "instructions: the base of the experiments on instructions; lists: "
                        "that of addition", choices=("instructions", "lists"))
-    steps: int = option(24000, "optimiser steps; those of data/pocket were 8000", least=1)
+    steps: int | None = option(None, "optimiser steps; unless told otherwise 24,000, or 8,000 of lists", least=1,
+                               most=10**9)
     batch: int = option(64, "batch size", least=1, most=10_000)
     lr: float = option(2e-3, "learning rate", above=0, most=10)
     optimiser: str = option("muon", "adamw, or muon for the matrices inside the layers", choices=OPTIMISERS)
     held_out: int = option(500, "of each kind, for the figures at the end", least=1, most=100_000,
                           unit="held-out items")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.steps = self.steps or BASES[self.base].steps
 
 
 class Pocket(Experiment):
@@ -145,7 +151,7 @@ class Pocket(Experiment):
     def train(self) -> T5:
         s, model = self.settings, self.kind.start(self.tokenizer, self.seed).to(self.device)
         settings = FitSettings(lr=s.lr, batch_size=s.batch, warmup=0.02, decay=0.3, clip=1.0,
-                               optimiser=s.optimiser, precision=s.precision)
+                               loss="hard", optimiser=s.optimiser, precision=s.precision)
         text = PocketText(self.tokenizer, s.steps, s.batch, self.seed, self.kind.item)
         history = fit(model, text, settings, seed=self.seed, name="base",
                       checkpoint=self.folder.checkpoint("base"), save_every=s.save_every)
@@ -183,6 +189,6 @@ class Pocket(Experiment):
 
 TITLES = {"full": "definition, examples, explanations", "without_explanations": "without explanations",
           "bare": "bare input"}
-BASES = {"lists": Base(pocket_tokenizer, pocket_model, list_item, held_out_accuracy, "pocket", "base"),
-         "instructions": Base(world_tokenizer, transfer_base, world_item, held_out_rouge,
+BASES = {"lists": Base(pocket_tokenizer, pocket_model, list_item, held_out_accuracy, 8000, "pocket", "base"),
+         "instructions": Base(world_tokenizer, transfer_base, world_item, held_out_rouge, 24000,
                               "pocket-instructions", "instructions")}

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 import zlib
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Iterator
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .families import (HARMLESS, Config, build, copies, depth, family, hf_names, is_transposed, part_sizes,
-                       read_config, write_config)
+from .families import (HARMLESS, Config, build, copies, depth, eos_ids, family, hf_names, is_transposed,
+                       part_sizes, read_config, write_config)
+from ..decoder import DecoderConfig
+from ..runtime.device import find_device
 from ..runtime.files import atomic_json, atomic_safetensors, open_safetensors, read_checksums, read_json
 from ..t5 import KEEP_FP32, T5Config
 from ..tokenizer import TextTokenizer
-from .tokenizers import read_backend
+from .tokenizers import read_backend, read_eos
 
 PIECE = 2**25  # bytes read at a time: the memory that loading needs besides the model
 
@@ -34,10 +38,13 @@ def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dt
     if dtype not in (None, torch.float32, torch.bfloat16):
         raise ValueError(f"models compute in float32 or bfloat16, not in {dtype}")
     with one_sentence(folder):
-        folder = resolve(folder)
-        config = load_config(folder / "config.json")
-        tokenizer = load_tokenizer(folder, config)
+        device, folder = find_device(device), resolve(folder)
+        config, backend = load_config(folder / "config.json"), read_backend(folder)
+        if isinstance(config, DecoderConfig):
+            config = find_ends(folder, config, backend)
+        tokenizer = fit_tokenizer(folder, config, backend)
         weights = Weights(weight_files(folder))
+        config = tie_as_stored(config, weights)
         if depth(config) > len(weights):  # else making them could take forever
             raise ValueError(f"{weights.where} does not fit its config.json: {depth(config)} layers from "
                              f"{len(weights)} tensors")
@@ -103,9 +110,41 @@ def load_config(path: Path) -> Config:
         raise ValueError(f"{path}: {error}") from None
 
 
-def load_tokenizer(folder: Path, config: Config) -> TextTokenizer:
-    """The folder's tokenizer. Raises ValueError where it is another model's."""
-    backend = read_backend(folder)
+def find_ends(folder: Path, config: DecoderConfig, backend: Tokenizer) -> DecoderConfig:
+    """The config with all tokens that end a completion: those of config.json and generation_config.json.
+
+    Where both name none, the tokenizer's counts. Where that has none either, completions end by their length.
+    """
+    ends, where = [i for i in (config.eos_token_id, *config.more_eos_token_ids) if i >= 0], "config.json"
+    path = folder / "generation_config.json"
+    if path.exists():
+        where = where if ends else path.name
+        ends += [i for i in generation_ends(path, config.vocab_size) if i not in ends]
+    if ends and backend.id_to_token(ends[0]) is None:
+        raise ValueError(f"{folder}: the tokenizer has no token with the id {ends[0]}, "
+                         f"which is eos_token_id in {where}")
+    ends = ends or read_eos(folder / "tokenizer_config.json", backend)
+    if not ends:
+        warnings.warn(f"{folder}: neither config.json nor generation_config.json nor tokenizer_config.json "
+                      "names a token that ends a completion: each goes on to its greatest length")
+        return config
+    first, *more = ends
+    source = {**config.source, "eos_token_id": ends if more else first}  # so that `save` writes all of them
+    return replace(config, eos_token_id=first, more_eos_token_ids=tuple(more), source=source)
+
+
+def generation_ends(path: Path, vocab_size: int) -> list[int]:
+    raw = read_json(path, "is not valid JSON")
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path} holds a {type(raw).__name__} instead of an object")
+    try:
+        return eos_ids(raw, vocab_size)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def fit_tokenizer(folder: Path, config: Config, backend: Tokenizer) -> TextTokenizer:
+    """The tokenizer as the model needs it. Raises ValueError where it is another model's."""
     if isinstance(config, T5Config):
         try:
             tokenizer = TextTokenizer(backend)
@@ -118,10 +157,7 @@ def load_tokenizer(folder: Path, config: Config) -> TextTokenizer:
         if wrong:
             raise ValueError(f"{folder}: the tokenizer does not belong to config.json: {', '.join(wrong)}")
     else:
-        eos = backend.id_to_token(config.eos_token_id)
-        if eos is None:
-            raise ValueError(f"{folder}: the tokenizer has no token with the id {config.eos_token_id}, "
-                             "which is eos_token_id in config.json")
+        eos = None if config.eos_token_id < 0 else backend.id_to_token(config.eos_token_id)
         tokenizer = TextTokenizer(backend, eos=eos, pad=None, ends_prompts=False)
     if len(tokenizer) > config.vocab_size:
         raise ValueError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, but the model's embedding "
@@ -233,6 +269,23 @@ def load_weights(model: nn.Module, weights: Weights, device="cpu", dtype=torch.f
     model.requires_grad_(True)
 
 
+def tie_as_stored(config: Config, weights: Weights) -> Config:
+    """T5's config, where transformers 5 wrote it: that calls every T5 tied, and its own key tells the scale.
+
+    So the file has to tell: the head is tied where it is missing, or a copy of the embedding.
+    """
+    if not isinstance(config, T5Config) or config.scale_decoder_outputs is None:
+        return config
+    embedding, head = (weights.get(name) for name in ("shared.weight", "lm_head.weight"))
+    tied = head is None
+    if embedding and head and (embedding.shape, embedding.kind) == (head.shape, head.kind) and head.shape == [
+            config.vocab_size, config.d_model]:
+        pieces = zip(weights.pieces(embedding.name), weights.pieces(head.name))
+        tied = all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for (_, a), (_, b) in pieces)
+    scaled = config.scale_decoder_outputs
+    return replace(config, tie_word_embeddings=tied, scale_decoder_outputs=None if scaled == tied else scaled)
+
+
 def check_names(wanted: dict[str, list[str]], weights: Weights, config: Config) -> None:
     names = {part for parts in wanted.values() for part in parts}
     extra = {name for name in set(weights) - names - copies(config)[1] if not HARMLESS.fullmatch(name)}
@@ -277,7 +330,8 @@ def save(model: nn.Module, tokenizer: TextTokenizer, folder: str | Path) -> None
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     atomic_json(folder / "config.json", write_config(config, dtype))
     tokenizer.save(folder / "tokenizer.json")
-    specials = {"eos_token": tokenizer.backend.id_to_token(tokenizer.eos_id)}
+    eos = tokenizer.eos_id
+    specials = {} if eos is None else {"eos_token": tokenizer.backend.id_to_token(eos)}
     if isinstance(config, T5Config):
         specials |= {"pad_token": "<pad>", "unk_token": "<unk>"}
     atomic_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **specials})

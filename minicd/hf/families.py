@@ -141,8 +141,6 @@ def read_config(raw: Any) -> Config:
 def t5_config(raw: dict) -> T5Config:
     known = {field.name: KINDS[field.type] for field in fields(T5Config)}
     raw = {"decoder_start_token_id": raw.get("pad_token_id", 0), **raw}
-    if raw.get("scale_decoder_outputs") is False:  # transformers 5 calls every T5 tied; this marks v1.1
-        raw["tie_word_embeddings"] = False
     for key in known.keys() & raw.keys():
         if not isinstance(raw[key], known[key]) or (isinstance(raw[key], bool) and known[key] is not bool):
             raise ValueError(f"{key} cannot be {raw[key]!r}")
@@ -212,19 +210,24 @@ def llama_config(raw: dict) -> DecoderConfig:
 
 READERS = {"t5": t5_config, "gpt2": gpt2_config, "xglm": xglm_config}
 KINDS = {"int": int, "int | None": (int, type(None)), "float": (int, float), "bool": bool,
-         "str": str}  # of T5Config's fields
+         "bool | None": bool, "str": str}  # of T5Config's fields
 LARGEST = 2**28  # the largest size: larger ones overflow in products, before tensors are compared with them
 LLAMA3 = ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]
 ROPE_NUMBERS = {"default": [], "linear": ["factor"], "llama3": LLAMA3}
 
 
 def common_fields(raw: dict, width: int, heads: int) -> dict[str, Any]:
-    eos, vocab_size = raw.get("eos_token_id"), whole(raw, "vocab_size")
-    if eos is None or eos == []:
-        raise ValueError("eos_token_id is missing: without it no completion would end")
-    eos = [token(i, "eos_token_id", vocab_size) for i in (eos if isinstance(eos, list) else [eos])]
+    vocab_size = whole(raw, "vocab_size")
+    first, *more = eos_ids(raw, vocab_size) or [-1]
     return {"family": raw["model_type"], "vocab_size": vocab_size, "d_model": width, "num_heads": heads,
-            "eos_token_id": eos[0], "more_eos_token_ids": tuple(eos[1:]), "source": raw}
+            "eos_token_id": first, "more_eos_token_ids": tuple(more), "source": raw}
+
+
+def eos_ids(raw: dict, vocab_size: int) -> list[int]:
+    """The tokens that end a completion, as a config.json or generation_config.json names them: often none."""
+    eos = raw.get("eos_token_id")
+    listed = eos if isinstance(eos, list) and eos else [] if eos is None else [eos]
+    return [token(i, "eos_token_id", vocab_size) for i in listed]
 
 
 def rope(raw: dict) -> dict[str, Any]:
@@ -288,5 +291,6 @@ def write_config(config: Config, dtype: str) -> dict[str, Any]:
     if isinstance(config, DecoderConfig):
         old = {key: value for key, value in config.source.items() if key not in ("torch_dtype", "dtype")}
         return {**old, "torch_dtype": dtype}
+    ours = {key: value for key, value in asdict(config).items() if value is not None}
     return {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "is_encoder_decoder": True,
-            "use_cache": True, **asdict(config), "torch_dtype": dtype}
+            "use_cache": True, **ours, "torch_dtype": dtype}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import math
 import struct
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator
+from typing import Any, Iterator
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -15,6 +17,7 @@ from ..tokenizer import TextTokenizer
 
 UNREADABLE = "is not a readable tokenizer"
 IDS = range(2 ** 31)  # more than any model has
+GROWTH = 100  # the most that one character may become; T5's normaliser makes up to 33 bytes of one
 END_OF_TEXT = "<|endoftext|>"
 QWEN_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
               r"|\s*[\r\n]+|\s+(?!\S)|\s+")
@@ -70,10 +73,59 @@ def readable_errors(path: Path) -> Iterator[None]:
 
 def read_tokenizer_json(path: Path) -> Tokenizer:
     with readable_errors(path):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        times = growth(content.get("normalizer")) if isinstance(content, dict) else 1
+    check_growth(path, times)
+    with readable_errors(path):
         backend = Tokenizer.from_file(str(path))
+    check_growth(path, backend.num_special_tokens_to_add(False))
     backend.no_padding()
     backend.no_truncation()
     return backend
+
+
+def check_growth(path: Path, times: float) -> None:
+    """Raises ValueError where a file could make a letter so long that memory or time run out."""
+    if times > GROWTH:
+        raise ValueError(f"{path} {UNREADABLE}: it can make {times:.0f} characters or tokens of one, which no "
+                         f"tokenizer needs; the limit is {GROWTH}")
+
+
+def growth(step: Any) -> float:
+    """How many characters a normaliser makes of one, at most. `step`: as tokenizer.json has it.
+
+    Looked up in the file, and before the library reads it, which already normalises added tokens.
+    """
+    if not isinstance(step, dict):
+        return 1
+    times = math.prod(growth(part) for part in step.get("normalizers") or [])  # of a sequence
+    if isinstance(content := step.get("content"), str):  # replaces a pattern, which may fit between letters
+        pattern = step.get("pattern")
+        replaced = pattern.get("String") if isinstance(pattern, dict) else None
+        times *= max(1, len(content) / len(replaced) if replaced else len(content) + 1)
+    if isinstance(start := step.get("prepend"), str):
+        times *= 1 + len(start)
+    if isinstance(charsmap := step.get("precompiled_charsmap"), str):
+        times *= longest_replacement(base64.b64decode(charsmap))
+    return times
+
+
+def longest_replacement(charsmap: bytes) -> int:
+    """Of SentencePiece's table: a search tree after its size, then all replacements, each with a NUL."""
+    tree = 4 + int.from_bytes(charsmap[:4], "little")
+    return max(1, *map(len, charsmap[tree:].split(b"\0")))
+
+
+def read_eos(path: Path, backend: Tokenizer) -> list[int]:
+    """The id of the stop token that a tokenizer_config.json names, if the file is there and names one."""
+    named = read_json_object(path).get("eos_token") if path.exists() else None
+    name = named.get("content") if isinstance(named, dict) else named
+    if named is None:
+        return []
+    number = backend.token_to_id(name) if isinstance(name, str) else None
+    if number is None:
+        raise ValueError(f"{path}: its eos_token {named!r} is no token of the tokenizer")
+    return [number]
 
 
 def read_byte_level_bpe(folder: Path) -> Tokenizer:
@@ -166,6 +218,8 @@ def read_sentencepiece(path: Path) -> Tokenizer:
             raise ValueError("a T5 has every piece once, among them </s>, a single one for unknown "
                              "characters, and no sentinels")
         backend = Tokenizer(models.Unigram(vocabulary, types.index(UNKNOWN)))
+    check_growth(path, longest_replacement(charsmap))
+    with readable_errors(path):
         if charsmap:
             backend.normalizer = normalizers.Precompiled(charsmap)
             backend.normalizer.normalize_str("".join(map(chr, range(0xD800))))  # a damaged table fails here

@@ -11,23 +11,35 @@ import torch
 
 def pick_device(name: str = "auto") -> torch.device:
     """auto: CUDA if available, else the CPU. Raises ValueError for an unknown device or absent CUDA."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError("--device cuda: this PyTorch sees no CUDA device; use --device cpu")
+    return find_device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name,
+                       "--device ")
+
+
+def find_device(device: str | torch.device, flag: str = "") -> torch.device:
+    """Raises ValueError, in a sentence that begins with `flag`, where models cannot be on this device."""
     try:
-        return torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"--device {name}: there is no such device; use cpu, cuda or auto") from None
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"{flag}{device}: there is no such device; use {flag}cpu or {flag}cuda") from None
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"{flag}{device}: models run on cpu and cuda only")
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"{flag}{device}: this PyTorch sees no CUDA device; use {flag}cpu")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"{flag}{device}: there are only {torch.cuda.device_count()} CUDA devices")
+    return found
 
 
 def pick_precision(device: torch.device, precision: str | None = "auto") -> str | None:
-    """auto → bf16 where it is fast (CUDA, CPUs with bf16 units), else fp32. ValueError for unknown names."""
+    """auto → bf16 where the device has units for it, else fp32. ValueError for unknown names."""
     if precision not in (None, "auto", "bf16", "fp32"):
         raise ValueError(f"precision {precision!r} is unknown; known: auto, bf16, fp32")
     if precision != "auto":
         return precision
-    fast = device.type == "cuda" or getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)  # emulated, it is slower than fp32
+    else:
+        fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
     return "bf16" if fast else "fp32"
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from contextlib import contextmanager
-from functools import partial
 from typing import Callable
 
 import torch
@@ -74,15 +74,16 @@ class RecordedStep:
         self.tokens, self.cache = tokens.clone(), cache
         cache.cache_position = torch.full((1,), cache.position, device=tokens.device)
         with torch.cuda.device(tokens.device):  # which need not be the current one
-            self.warm_up(model)
+            stream = recording_stream(tokens.device)
+            self.warm_up(model, stream)
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
+            with torch.cuda.graph(self.graph, stream=stream):
                 self.logits = model.step(self.tokens, cache)
         cache.position -= 1
 
-    def warm_up(self, model) -> None:
+    def warm_up(self, model, stream) -> None:
         """Libraries initialise in the first runs; a recording must not contain that."""
-        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+        current = torch.cuda.current_stream()
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             for _ in range(2):
@@ -98,6 +99,12 @@ class RecordedStep:
         return self.logits
 
 
+@functools.cache
+def recording_stream(device: torch.device):
+    """The stream for all recordings on a device: libraries keep a workspace for each stream."""
+    return torch.cuda.Stream(device)
+
+
 def stepper(model, tokens: Tensor, cache, steps: int) -> Callable[[Tensor], Tensor]:
     """A function tokens [B] → logits [B, V] for the next steps, recorded on CUDA where that pays."""
     position = cache.position
@@ -110,7 +117,7 @@ def stepper(model, tokens: Tensor, cache, steps: int) -> Callable[[Tensor], Tens
             reason = (str(error) or type(error).__name__).splitlines()[0]
             warnings.warn(f"decoding goes on without a CUDA graph: {reason}")
             cache.position, cache.cache_position = position, None  # the recording may have changed them
-    return partial(model.step, cache=cache)
+    return functools.partial(model.step, cache=cache)
 
 
 def pays(tokens: Tensor, steps: int) -> bool:

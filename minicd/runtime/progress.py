@@ -16,3 +16,8 @@ def bar(total: int, name: str, unit: str, initial: int = 0, disable: bool = Fals
     return tqdm(total=total, desc=f"{NAME}{name}", unit=unit, initial=initial, disable=disable,
                 dynamic_ncols=terminal, mininterval=1.0 if terminal else 10.0,
                 position=LINE if terminal else None, leave=LINE is None)
+
+
+def printable(text: str) -> str:
+    """The text with escapes for what could steer a terminal: all that is not printable, but for newlines."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

@@ -5,7 +5,8 @@ The teacher writes a scratchpad, the student answers at once. Both baselines see
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Iterator
@@ -19,8 +20,9 @@ from ..tokenizer import TextTokenizer
 from ..training import OPTIMISERS
 from . import addition_eval, differs
 from .addition_eval import evaluate
-from .addition_questions import (SCRATCHPADS, addition_context, answer, draw_questions, longest_scratchpad,
-                                 student_template, teacher_template, test_questions)
+from .addition_questions import (SCRATCHPADS, addition_context, answer, carry_run, digits, draw_questions,
+                                 longest_scratchpad, student_template, teacher_template, test_questions)
+from .folder import RunFolder, borrow_same
 from .report import Record, against_paper, pm, seeds_of, table, time_line
 from .run import Experiment, Stage, one_item, seed_folder
 from .settings import DistillSettings, option
@@ -33,7 +35,9 @@ MODELS = {"teacher": "teacher", "before": "teacher", "after": "student",  # row 
           **{name: name for name in ("scratchpad_and_direct", "scratchpad_then_direct")}}
 MORE_MODELS = {"after_hard": "student_hard", "true_answers": "student_true"}
 UNTIL = ("teacher", "practice", "student", "table")
-PARTS = ("by_digits", "by_carry_run")
+LABELLED = ("model", "precision", "max_digits", "scratchpad", "train_questions", "teacher_lr", "teacher_batch",
+            "dropout", "warmup", "decay", "clip", "optimiser")  # settings that teacher and baselines share
+PARTS = {"by_digits": digits, "by_carry_run": carry_run}  # what a small table groups the questions by
 
 
 def scratchpad_examples(questions: list[str], tokenizer: TextTokenizer, style: str) -> Examples:
@@ -68,8 +72,22 @@ class AdditionSettings(DistillSettings):
     student_batch: int = option(128, "batch size of the student", least=1)
     test_questions: int = option(10_000, "unseen, for the table", least=1, most=10**6, unit="questions")
     all_rows: bool = option(False, "also train a student on hard labels and one on true answers", free=True)
-    reuse: str = option("", "finished run folder to take teacher and practice set from, for another loss")
+    reuse: str = option("", "run folder to take all finished stages from that would be the same here: for "
+                        "another loss, all but the student")
     until: str = option("table", "last stage: teacher, practice, student or table", free=True, choices=UNTIL)
+
+
+def depends_on(s: AdditionSettings) -> dict[str, dict[str, Any]]:
+    """Stage → the settings that decide it; the teacher's first, since nothing can be reused without it."""
+    labelled, tests = ({name: getattr(s, name) for name in names} for names in (LABELLED, ["test_questions"]))
+    direct = labelled | {"direct_epochs": s.direct_epochs}
+    models = {"teacher": labelled | {"teacher_epochs": s.teacher_epochs}, "scratchpad_and_direct": direct}
+    models["scratchpad_then_direct"] = models["teacher"] | direct
+    practised = {**models["teacher"], "practice_questions": s.practice_questions,
+                 **asdict(s.practice_settings(1))}
+    return {**models, "teacher_validation": models["teacher"], "practice": practised,
+            "practice_figures": practised,
+            **{f"test_{row}": models[MODELS[row]] | tests for row in MODELS if row != "after"}}
 
 
 class Addition(Experiment):
@@ -90,8 +108,13 @@ class Addition(Experiment):
                  test_questions=500)
 
     def prepare(self) -> None:
-        if self.settings.reuse:
-            self.folder.borrow(seed_folder(Path(self.settings.reuse), self.seed), ["teacher", "practice"])
+        if self.reused:
+            borrow_same(self.folder, self.reused, self.settings, depends_on)
+
+    @property
+    def reused(self) -> Path | None:
+        """The run folder of this seed to take finished stages from."""
+        return seed_folder(Path(self.settings.reuse), self.seed) if self.settings.reuse else None
 
     @cached_property
     def questions(self) -> dict[str, list[str]]:
@@ -204,6 +227,8 @@ class Addition(Experiment):
         scores = {row: self.folder.get(f"test_{row}") for row in ROWS if row in self.models}
         metrics = {row: scores[row]["accuracy"] for row in self.models}
         metrics["token_ratio"] = scores["teacher"]["tokens"] / scores["after"]["tokens"]
+        if self.reused and RunFolder(self.reused, self.device).file("test_after"):
+            metrics["reused"] = RunFolder(self.reused, self.device).get("test_after")["accuracy"]
         practised = self.folder.get("practice_figures")
         metrics |= {name: practised[name] for name in ("practice_true", "practice_dropped")}
         return {"metrics": metrics} | {part: {row: s[part] for row, s in scores.items()} for part in PARTS}
@@ -212,14 +237,18 @@ class Addition(Experiment):
     def table(cls, record: Record) -> str:
         """Table 3 beside the paper's, then accuracy by digits and by carry run."""
         true, dropped = (pm(record["metrics"][f"practice_{name}"]) for name in ("true", "dropped"))
-        digits, parts = record["settings"]["max_digits"], []
-        for part in PARTS:
+        settings, parts = record["settings"], []
+        titles = ROWS | {"reused": f"student after, {settings.get('reuse')}"}
+        for part, of in PARTS.items():
             keys = list(record[part]["teacher"])
-            rows = [[ROWS[row], *(f"{own[key]:.1f}" for key in keys)] for row, own in record[part].items()]
+            tested = test_questions(settings["test_questions"], settings["max_digits"])
+            counts = Counter(str(of(question)) for question in tested)
+            rows = [["test questions", *(counts[key] for key in keys)]]
+            rows += [[ROWS[row], *(f"{own[key]:.1f}" for key in keys)] for row, own in record[part].items()]
             parts.append(table([part.replace("_", " "), *keys], rows))
         return "\n\n".join([
-            f"Exact match on unseen additions of up to {digits} digits, %, {seeds_of(record)}",
-            against_paper(record, ROWS),
+            f"Exact match on unseen additions of up to {settings['max_digits']} digits, %, "
+            f"{seeds_of(record)}", against_paper(record, titles),
             f"Of the teacher's practice answers {true} % are true; {dropped} % of the questions were "
             "dropped, since no answer could be extracted.", *parts])
 

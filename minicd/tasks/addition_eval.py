@@ -11,10 +11,12 @@ from torch import nn
 
 from ..labels import Examples
 from ..metrics import exact_match
+from ..runtime.files import read_checked
 from ..sampling import generate
 from ..tokenizer import TextTokenizer
-from .addition_questions import (answer, carry_run, final_answer, split_of, student_template,
+from .addition_questions import (answer, carry_run, digits, final_answer, split_of, student_template,
                                  teacher_template, test_questions)
+from .inputs import tell_unknown_words
 from .settings import EvalSettings, option
 
 
@@ -43,9 +45,8 @@ def evaluate(model: nn.Module, tokenizer: TextTokenizer, questions: list[str], s
         text = tokenizer.decode(tokens[found]) if found else ""
         right[i] = exact_match("".join(text.split()), answer(question).replace(" ", ""))
     tokens_used = np.mean([len(p) + len(c) + 1 for p, c in zip(prompts, completions)])
-    digits = [len(q.split("+")[0].split()) for q in questions]
-    return asdict(Score(100 * right.mean(), float(tokens_used), grouped(right, digits),
-                        grouped(right, [carry_run(q) for q in questions])))
+    groups = [grouped(right, [of(question) for question in questions]) for of in (digits, carry_run)]
+    return asdict(Score(100 * right.mean(), float(tokens_used), *groups))
 
 
 def grouped(right: np.ndarray, keys: list[int]) -> dict[str, float]:
@@ -62,7 +63,8 @@ class AdditionEval(EvalSettings):
 
     step_by_step: bool = option(False, "ask for a scratchpad, as of the teacher")
     questions: int = option(10_000, "unseen questions", least=1, most=10**6)
-    max_digits: int = option(8, "longest operands", least=1, most=18, unit="digits")
+    max_digits: int | None = option(None, "longest operands; those of the model's run unless told otherwise",
+                                    least=1, most=18, unit="digits")
     max_new_tokens: int = option(256, "longest completion", least=1, most=4096, unit="tokens")
 
 
@@ -73,21 +75,31 @@ def ask(model: nn.Module, tokenizer: TextTokenizer, question: str, settings: Add
         raise ValueError(f"--ask {question!r}: ask for the sum of two numbers, "
                          "for example '12345678 + 87654321'")
     spaced = " + ".join(" ".join(side) for side in sides)
-    prompt = tokenizer.encode((teacher_template if settings.step_by_step else student_template)(spaced))
-    answers = generate(model, [prompt], settings.max_new_tokens, temperature=0, precision=settings.precision)
+    prompt = (teacher_template if settings.step_by_step else student_template)(spaced)
+    tell_unknown_words(tokenizer, prompt)
+    answers = generate(model, [tokenizer.encode(prompt)], settings.max_new_tokens, temperature=0, precision=settings.precision)
     text = tokenizer.decode(answers[0])
     return text if settings.step_by_step else text.replace(" ", "")
 
 
 def examine(model: nn.Module, tokenizer: TextTokenizer, settings: AdditionEval, folder: Path) -> str:
     """`eval.py`: accuracy on the table's unseen questions, none of which the model has practised."""
-    questions = test_questions(settings.questions, settings.max_digits)
+    longest = settings.max_digits or digits_of_run(folder.parent)
+    questions = test_questions(settings.questions, longest)
     check_unseen(questions, folder.parent, tokenizer)
     score = evaluate(model, tokenizer, questions, settings.step_by_step, settings.max_new_tokens,
                      precision=settings.precision)
-    return (f"exact match on {len(questions)} unseen questions: {score['accuracy']:.2f} %, "
+    return (f"exact match on {len(questions)} unseen questions of up to {longest} digits: "
+            f"{score['accuracy']:.2f} %, "
             f"{score['tokens']:.1f} tokens a question\n"
             f"by digits: {score['by_digits']}\nby longest carry run: {score['by_carry_run']}")
+
+
+def digits_of_run(run: Path) -> int:
+    """--max-digits of the run that made the model; 8 where it is not known."""
+    file = run / "settings.json"
+    known = read_checked(file, {"max_digits": int}, "say --max-digits") if file.exists() else {}
+    return known.get("max_digits", 8)
 
 
 def check_unseen(questions: list[str], run: Path, tokenizer: TextTokenizer) -> None:

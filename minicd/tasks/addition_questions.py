@@ -132,6 +132,11 @@ def addition_context(tokenizer: TextTokenizer, max_digits: int) -> Context:
     return Context(inputs, teacher_template, student_template, final_answer(tokenizer))
 
 
+def digits(question: str) -> int:
+    """The length of its operands: '1 2 + 3 4' → 2."""
+    return len(question.split("+")[0].split())
+
+
 def carry_run(question: str) -> int:
     """The longest run of neighbouring columns that carry: '9 5 + 0 5' → 2."""
     a, b = (side.split() for side in question.split("+"))

@@ -8,7 +8,7 @@ import shutil
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import torch
 from torch import nn
@@ -153,6 +153,32 @@ class RunFolder:
             yield
         finally:
             self.note(stage, minutes=before + (time.monotonic() - start) / 60)
+
+
+def borrow_same(folder: RunFolder, other: Path, settings: Any,
+                depends_on: Callable[[Any], dict[str, dict[str, Any]]]) -> None:
+    """Copy the finished stages of another run whose settings, as far as `depends_on` names them, are the same.
+
+    Says which are to be made anew. Raises ValueError where the first stage is missing or has other settings.
+    """
+    file = other / "settings.json"
+    if not file.exists():
+        raise ValueError(f"{other} is no run folder: it has no settings.json")
+    known = {field.name for field in dataclasses.fields(settings)}
+    found = read_checked(file, {}, "choose another run folder")
+    there = type(settings)(**{key: value for key, value in found.items() if key in known})
+    here, there = depends_on(settings), depends_on(there)
+    first = next(iter(here))
+    for stage, values in here.items():
+        different = ", ".join(f"{key} {there[stage][key]!r} there, {value!r} here"
+                              for key, value in values.items() if there[stage][key] != value)
+        if different and stage == first:
+            raise ValueError(f"{other} cannot be reused, its {first} has other settings: {different}")
+        finished = RunFolder(other, folder.device).file(stage)
+        if different and finished:
+            print(f"{stage} is made anew: {different}")
+        elif finished or stage == first:
+            folder.borrow(other, [stage])
 
 
 def remove(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Callable, Sequence
 
 import numpy as np
@@ -25,7 +26,8 @@ def few_shot_inputs(model: nn.Module, tokenizer: TextTokenizer, examples: list[s
                     precision: str | None = None) -> Inputs:
     """The model itself: after `shots` of the example inputs in random order it writes one more (section 3.1).
 
-    Drawing raises ValueError where nine tenths of what it writes is empty or forbidden (a test input).
+    What it does not finish within `max_new_tokens` is not used. Drawing raises ValueError where nine tenths
+    of what it writes is unfinished, empty or forbidden (a test input).
     """
     def draw(n: int, rng: np.random.Generator) -> list[str]:
         generator = torch.Generator(next(model.parameters()).device).manual_seed(int(rng.integers(2**62)))
@@ -33,14 +35,22 @@ def few_shot_inputs(model: nn.Module, tokenizer: TextTokenizer, examples: list[s
         for _ in range(10):
             chosen = [rng.permutation(examples)[:shots] for _ in range(n - len(found))]
             prompts = tokenizer.encode_all([inputs_prompt(shown) for shown in chosen])
-            written = generate(model, prompts, max_new_tokens, generator=generator, precision=precision)
-            texts = [tokenizer.decode(tokens).strip() for tokens in written]
+            written, reasons = generate(model, prompts, max_new_tokens, generator=generator, reasons=True,
+                                        precision=precision)
+            texts = [tokenizer.decode(y).strip() for y, why in zip(written, reasons) if why != "length"]
             found += [text for text in texts if text and text not in forbidden]
             if len(found) == n:
                 return found
-        raise ValueError(f"asked for {n} inputs, the model wrote only {len(found)} that can be used; "
-                         "choose another --model")
+        raise ValueError(f"asked for {n} inputs, the model wrote only {len(found)} that can be used; others were "
+                         f"empty, test inputs, or unfinished after {max_new_tokens} tokens: choose another "
+                         "--model, or raise --max-input-tokens")
     return draw
+
+
+def tell_unknown_words(tokenizer: TextTokenizer, prompt: str) -> None:
+    """Before an answer that could surprise: what of the prompt the model cannot see."""
+    if unknown := tokenizer.unknown_words(prompt):
+        print(f"the model does not know {', '.join(map(repr, unknown))}", file=sys.stderr)
 
 
 def derangement(n: int, rng: np.random.Generator) -> list[int]:

@@ -13,8 +13,9 @@ from ..distill import Template
 from ..metrics import exact_match, rouge_l
 from ..sampling import generate
 from ..tokenizer import TextTokenizer
+from .inputs import tell_unknown_words
 from .natural_instructions import Instance, NITask, find_tasks, instruction_prompt, load_folder, load_task
-from .settings import EvalSettings, option
+from .settings import EvalSettings, beside, option
 
 DATA = "data/instructions/test"
 TEST = 100  # the first instances of a task are for tests, the others for choosing tasks and for practice
@@ -100,12 +101,13 @@ class TaskIdEval(TaskEval):
 
 def ask(model: nn.Module, tokenizer: TextTokenizer, question: str, settings: TaskEval) -> str:
     """`eval.py --ask PROMPT`: the completion."""
+    tell_unknown_words(tokenizer, question)
     return tokenizer.decode(answers(model, tokenizer, [question], settings)[0])
 
 
 def examine(model: nn.Module, tokenizer: TextTokenizer, settings: TaskEval, folder: Path) -> str:
     """`eval.py`: Rouge-L of every task under each of the three prompts."""
-    path = Path(settings.data)
+    path = Path(beside(settings.data))
     tasks = [load_task(path)] if path.is_file() else load_folder(path)
     rows = rouge_by_prompt(model, tokenizer, tasks, settings.test_instances, settings)
     rows["mean"] = {name: float(np.mean([row[name] for row in rows.values()])) for name in PROMPTS}
@@ -116,7 +118,7 @@ def examine(model: nn.Module, tokenizer: TextTokenizer, settings: TaskEval, fold
 
 def examine_ids(model: nn.Module, tokenizer: TextTokenizer, settings: TaskIdEval, folder: Path) -> str:
     """`eval.py --task task_ids`: accuracy of each task under each number."""
-    tasks = find_tasks(Path(settings.data), settings.chosen)
+    tasks = find_tasks(Path(beside(settings.data)), settings.chosen)
     def percent(task: NITask, number: int) -> float:
         return accuracy(model, tokenizer, numbered(number), task, settings)
     return "\n".join(f"{task.name}: " + ", ".join(

@@ -15,7 +15,7 @@ from . import instruction_eval
 from .instruction_eval import DATA, TEST, TaskEval
 from .natural_instructions import Instance, NITask, load_folder
 from .run import Experiment, Stage, one_item
-from .settings import DistillSettings, option
+from .settings import DistillSettings, beside, option
 
 PAPER_SCALE = dict(scale="paper", practice_inputs=4096, epochs=1.0, lr=1e-5, batch_size=16,
                    warmup=0.0, decay=0.0, clip=0.0, max_new_tokens=128)
@@ -49,7 +49,7 @@ class TaskExperiment(Experiment):
 
     @cached_property
     def tasks(self) -> list[NITask]:
-        return load_folder(Path(self.settings.data))
+        return load_folder(Path(beside(self.settings.data)))
 
     def example(self, context: Callable[[], Context]) -> Stage:
         """One practice item, shown whole."""

@@ -44,6 +44,7 @@ class InstructionSettings(TaskSettings):
 
     tasks: int = option(10, "one half is helped most by explanations, the other least", least=1, unit="tasks")
     shots: int = option(4, "shown to the model that is asked for more", least=1, unit="example inputs")
+    max_input_tokens: int = option(128, "longest input that it may write", least=1, unit="tokens")
 
 
 class Instructions(TaskExperiment):
@@ -90,7 +91,8 @@ class Instructions(TaskExperiment):
     def context(self, task: NITask) -> Context:
         s, given = self.settings, [example.input for example in [*task.positives, *task.negatives]]
         tests = {instance.input for instance in task.instances[:TEST]}
-        new = few_shot_inputs(self.base, self.tokenizer, given, s.shots, s.max_new_tokens, tests, s.precision)
+        new = few_shot_inputs(self.base, self.tokenizer, given, s.shots, s.max_input_tokens, tests,
+                              s.precision)
         return Context(new, with_explanations(task), bare, identity)
 
     def student(self, task: NITask) -> nn.Module:

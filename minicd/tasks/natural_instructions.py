@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import string
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,10 +77,10 @@ def load_folder(folder: Path) -> list[NITask]:
     ids: dict[str, Path] = {}
     tasks = []
     for path in paths:
+        tasks.append(load_task(path))
         clash = names.setdefault(path.stem.lower(), path)
         if clash != path:
             raise ValueError(f"{path} and {clash} name the same task")
-        tasks.append(load_task(path))
         for instance in tasks[-1].instances:
             if ids.setdefault(instance.id, path) != path:
                 raise ValueError(f"{path}: Instances: the id {instance.id!r} is also in {ids[instance.id]}")
@@ -109,6 +110,11 @@ def find_tasks(folder: Path, beginnings: str, more_than: int = 0) -> list[NITask
 def load_task(path: Path) -> NITask:
     """Read one task file. Where it is unusable, raises ValueError with the names of file and key."""
     path = Path(path)
+    if not re.fullmatch(r"\w[\w.+-]*", path.stem):  # the task's name becomes a folder's
+        raise ValueError(f"{path.parent}: {path.name!r} is no name for a task file: a name begins with a letter "
+                         "or a digit, and has only these and . _ + -")
+    if path.exists() and not path.is_file():  # a pipe would never end
+        raise ValueError(f"{path} cannot be read: it is no regular file")
     try:
         return read_task(path)
     except OSError as error:

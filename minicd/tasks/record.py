@@ -68,9 +68,15 @@ def make_record(task: str, settings: Any, seeds: list[int], figures: list[dict[s
     def distinct(key: str) -> str:
         found = (str(stage[key]) for note in notes for stage in note.values() if key in stage)
         return "; ".join(dict.fromkeys(found))
+
+    def made_by(stage: str) -> dict[str, str]:
+        found = [note[stage] for note in notes if stage in note]
+        return {key: "; ".join(dict.fromkeys(str(made[key]) for made in found if key in made))
+                for key in ("commit", "precision")}
     return {"task": task, "scale": settings.scale, "command": command_line(), "commit": commit(),
             "commits": distinct("commit"), "hardware": distinct("hardware"), "torch": torch.__version__,
-            "precision": distinct("precision"), "seeds": seeds, "minutes": {"total": total, **minutes},
+            "precision": distinct("precision"), "stages": {stage: made_by(stage) for stage in stages},
+            "seeds": seeds, "minutes": {"total": total, **minutes},
             "settings": dataclasses.asdict(settings),
             "metrics": {key: spread([f["metrics"][key] for f in figures]) for key in figures[0]["metrics"]},
             **{key: mean_of([f[key] for f in figures]) for key in figures[0] if key != "metrics"},

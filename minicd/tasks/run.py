@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..distill import Context, PracticeSettings, absolute_slice, distill, ensemble_logits, soft_labels
+from ..distill import Answer, Context, PracticeSettings, distill, ensemble_logits, soft_labels
 from ..hf.checkpoint import load
 from ..labels import Examples, SoftLabels
 from ..runtime import progress
@@ -36,7 +36,7 @@ from ..training import FitSettings
 from .folder import NOTE, RunFolder
 from .record import ROOT, commit, make_record
 from .report import minutes_line
-from .settings import EvalSettings, RunSettings, differences
+from .settings import EvalSettings, RunSettings, beside, differences
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Experiment:
 
     @cached_property
     def loaded(self) -> tuple[nn.Module, TextTokenizer]:
-        return load(self.settings.model, self.device)
+        return load(beside(self.settings.model), self.device)
 
     @property
     def base(self) -> nn.Module:
@@ -151,7 +151,7 @@ class Experiment:
             tqdm.write(f"{self.folder.note_file(stage.name)} is missing: the record lacks minutes and losses "
                        f"of {stage.name}, whose files cannot be checked")
         if stage.show:
-            tqdm.write(stage.show(self.folder.get(stage.name)))
+            tqdm.write(progress.printable(stage.show(self.folder.get(stage.name))))
 
     def waiting(self) -> Iterator[Stage]:
         """Unfinished stages whose needs are finished."""
@@ -293,14 +293,16 @@ def one_item(context: Context, tokenizer: TextTokenizer, teacher: nn.Module, set
     generator = torch.Generator(next(teacher.parameters()).device).manual_seed(seed)
     x = context.inputs(1, np.random.default_rng((seed, 5)))[0]
     prompt = tokenizer.encode(context.teachers[0](x))
-    completion = generate(teacher, [prompt], settings.max_new_tokens, settings.temperature,
-                          generator=generator, precision=settings.precision)[0]
-    found = absolute_slice(completion, context.extract(completion))
+    [completion], [reason] = generate(teacher, [prompt], settings.max_new_tokens, settings.temperature,
+                                      generator=generator, reasons=True, precision=settings.precision)
+    answer = Answer.of(completion, context.extract(completion), reason, tokenizer.eos_id)
+    kept = answer.completion[answer.kept] if answer else []
     parts = {"teacher prompt": context.teachers[0](x), "completion": tokenizer.decode(completion),
-             "extracted answer": tokenizer.decode(completion[found]) if found else "(none)",
+             "extracted answer": tokenizer.decode(kept) if answer else "(none)",
              "student prompt": context.student(x)}
-    if found and completion[found]:
-        logits = ensemble_logits(teacher, [[prompt]], [completion], [found], settings.precision)[0][:1]
+    if kept:
+        logits = ensemble_logits(teacher, [[prompt]], [answer.completion], [answer.kept],
+                                 settings.precision)[0][:1]
         parts["its first label"] = label_text(tokenizer, soft_labels(logits, settings, generator))
     return "\n".join(["", "One practice item", *(f"  {title:18}" + text.replace("\n", "\n" + 20 * " ")
                                                 for title, text in parts.items()), ""])

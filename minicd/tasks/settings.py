@@ -9,12 +9,15 @@ import inspect
 import math
 import sys
 from dataclasses import MISSING, dataclass
+from pathlib import Path
 from typing import Any, Callable, Iterable, NoReturn
 
-from ..distill import PracticeSettings, check_labels
-from ..losses import LOSSES, label_kind
+from ..distill import PracticeSettings
+from ..losses import LOSSES, check_labels, label_kind
+from ..runtime.progress import printable
 from ..sampling import out_of_memory
 from ..training import OPTIMISERS, FitSettings
+from .record import ROOT
 
 KINDS = {"int": int, "float": float, "str": str, "bool": bool, "list[int]": int}
 PRECISIONS = ("auto", "bf16", "fp32")
@@ -29,6 +32,14 @@ def option(default: Any, help: str, *, least: float | None = None, most: float |
     return dataclasses.field(**default, metadata={
         "help": help, "least": least, "most": most, "above": above, "below": below, "unit": unit,
         "choices": choices, "free": free})
+
+
+def beside(path: str) -> str:
+    """A path of this repository, wherever the program is started: data/… that is not here is beside the code.
+
+    Else a default such as data/pocket would be looked for on the hub, where the name could be anybody's.
+    """
+    return str(ROOT / path) if path.startswith("data/") and not Path(path).exists() else path
 
 
 def flag(field: dataclasses.Field | str) -> str:
@@ -126,7 +137,7 @@ class DistillSettings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_labels(self.loss, sampled=self.practice_settings(1).labels == "sampled")
+        check_labels(self.loss, self.practice_settings(1).labels)
 
     def practice_settings(self, max_new_tokens: int) -> PracticeSettings:
         kind = label_kind(self.loss) if self.labels == "auto" else self.labels
@@ -166,12 +177,7 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message: str) -> NoReturn:
-        sys.exit(one_line(f"{self.prog}: {message} (see --help)"))
-
-
-def one_line(text: str) -> str:
-    """What a file or a flag puts into a sentence must not control the terminal."""
-    return "".join(c if c.isprintable() else " " for c in text)
+        sys.exit(printable(f"{self.prog}: {message} (see --help)"))
 
 
 def near(word: str, known: Iterable[str]) -> str:
@@ -257,10 +263,10 @@ def guarded(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         sys.exit("\nstopped; the same command goes on from the last checkpoint")
     except (ValueError, FloatingPointError) as error:
-        sys.exit(one_line(f"error: {error}"))
+        sys.exit(printable(f"error: {error}"))
     except OSError as error:
-        sys.exit(one_line(f"error: {error.filename or 'writing'}: {error.strerror}" if error.strerror
-                          else f"error: {error}"))
+        sys.exit(printable(f"error: {error.filename or 'writing'}: {error.strerror}" if error.strerror
+                           else f"error: {error}"))
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise

@@ -26,6 +26,7 @@ from .folder import whole_copy
 from .natural_instructions import NITask, find_tasks
 from .report import Record, pm, seeds_of, table
 from .run import Stage
+from .settings import beside
 
 ROUNDS = [("naive", 1), ("naive", 2), ("mixed", 1), ("mixed", 2), ("mixed_recursive", 2)]
 ROWS = {"teacher": ("teacher",), "student before": ("before_correct", "before_wrong"),
@@ -53,7 +54,7 @@ class TaskIds(TaskExperiment):
 
     @cached_property
     def tasks(self) -> list[NITask]:
-        return find_tasks(Path(self.settings.data), self.settings.chosen, more_than=TEST)
+        return find_tasks(Path(beside(self.settings.data)), self.settings.chosen, more_than=TEST)
 
     @cached_property
     def numbers(self) -> list[list[int]]:
