@@ -104,18 +104,8 @@ class Sound:
 def tiny_model(tokenizer: Any, width: int) -> T5:
     config = T5Config(vocab_size=len(tokenizer), d_model=width, d_kv=width // 2, d_ff=48, num_heads=2,
                       num_layers=1, feed_forward_proj="gated-gelu", tie_word_embeddings=False,
-                      dropout_rate=0.0, initializer_factor=2.0 if width == 16 else 1.0)
+                      dropout_rate=0.0)
     return initialise(T5(config), seed=0)
-
-
-def that_stops(model: T5, share: float = 0.2) -> T5:
-    """The model, with about this probability of the stop token everywhere: else no input would be finished."""
-    words, width = model.lm_head.weight.shape
-    with torch.no_grad():
-        model.shared.weight[:, 0] = 30.0  # a feature that is always there
-        model.lm_head.weight[:, 0] = 0.0
-        model.lm_head.weight[1, 0] = math.log(share / (1 - share) * words) / width**0.5
-    return model
 
 
 def addition_base(folder: Path) -> None:
@@ -127,12 +117,21 @@ def addition_base(folder: Path) -> None:
     save(model, tokenizer, folder)
 
 
+def world_base(folder: Path) -> None:
+    """A random model that ends a fifth of its texts at every token, by a feature that is always there."""
+    model, tokenizer = tiny_model(world_tokenizer(), 16), world_tokenizer()
+    with torch.no_grad():
+        model.shared.weight[:, 0], model.lm_head.weight[:, 0] = 30.0, 0.0
+        model.lm_head.weight[tokenizer.eos_id, 0] = math.log(len(tokenizer) / 4) / 4  # of a width of 16
+    save(model, tokenizer, folder)
+
+
 def make_sound(task: str, place: Path) -> Sound:
     """Run the task once, and copy its folder after each file that it writes."""
     base, data = place / ("lists" if task == "addition" else "world"), place / "tasks"
     if not data.exists():
         addition_base(place / "lists")
-        save(that_stops(tiny_model(world_tokenizer(), 16)), world_tokenizer(), place / "world")
+        world_base(place / "world")
         data.mkdir()
         for name in ("task50[1-4]*.json", "task51[67]*.json"):
             for path in POCKET_TASKS.glob(name):

@@ -196,6 +196,17 @@ def test_a_recursive_student_that_was_interrupted_goes_on(pocket_model, train, t
     assert {path.name: path.read_bytes() for path in tmp_path.glob("mixed_recursive*.json")} == before
 
 
+@pytest.mark.parametrize("other", ["mixed/round-0/student.safetensors", "naive/round-1/student.safetensors"])
+def test_the_student_of_another_round_is_not_taken(other, pocket_model, train, tmp_path):
+    """Its file is whole, but says where it belongs."""
+    train("task_ids", "--model", pocket_model, "--out", tmp_path)
+    path = tmp_path / "naive" / "round-0" / "student.safetensors"
+    path.write_bytes((tmp_path / other).read_bytes())
+    (tmp_path / "naive" / "student-2" / "model.safetensors").unlink()
+    said = refused(train, "task_ids", "--model", pocket_model, "--out", tmp_path)
+    assert f"{path} is damaged or another model's (it is {other} of TaskIds, seed 0); delete it to train anew" in said
+
+
 @pytest.fixture
 def evaluate(monkeypatch, capsys):
     """What eval.py --task instructions prints."""

@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 PIECE = 2**24  # bytes read at a time for a checksum
+HOME: list[tuple[Path, str]] = []  # the run folder of the stage that is being made, and the run's name
 
 
 def atomic_bytes(path: Path, *data: bytes | memoryview) -> None:
@@ -102,10 +103,29 @@ def json_checksum(value: Any) -> int:
 
 
 @contextmanager
+def at_home(folder: Path, name: str) -> Iterator[None]:
+    """Inside, files that are written into the folder say where they belong, and are read only there."""
+    HOME.append((folder, name))
+    try:
+        yield
+    finally:
+        HOME.pop()
+
+
+def place_of(path: Path) -> str:
+    """The file's place in the run; empty where no run is at work, or not in this folder."""
+    homes = [(folder, name) for folder, name in HOME[-1:] if Path(path).is_relative_to(folder)]
+    return "".join(f"{Path(path).relative_to(folder)} of {name}" for folder, name in homes)
+
+
+@contextmanager
 def open_safetensors(path: Path, problem: str = "is damaged", advice: str = "") -> Iterator[Any]:
     """An open file. Errors inside become a ValueError: the path, `problem`, the reason, `advice`."""
     try:
         with safe_open(path, "pt") as file:
+            place, here = (file.metadata() or {}).get("place"), place_of(path)
+            if place and here and place != here:
+                raise ValueError(f"it is {place}")
             yield file
     except FileNotFoundError:
         raise
@@ -163,8 +183,16 @@ def atomic_safetensors(path: Path, tensors: dict[str, Tensor],
     checksums = {name: zlib.crc32(data[end + start : end + stop]) for name, (start, stop) in places.items()}
     shapes = {name: [entry["dtype"], entry["shape"]] for name, entry in header.items()}
     metadata = {**(metadata or {}), "crc32": json.dumps(checksums, sort_keys=True)}
+    metadata |= {"place": place} if (place := place_of(path)) else {}
     metadata["header_crc32"] = header_checksum(shapes, metadata)
     header["__metadata__"] = dict(sorted(metadata.items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # the library keeps the numbers that follow aligned
     atomic_bytes(path, len(text).to_bytes(8, "little"), text, data[end:])
+
+
+def copy_tensors(source: Path, target: Path) -> None:
+    """Copy the tensors of one file into another, unless that is there already or there is nothing to copy."""
+    if source.exists() and not target.exists():
+        with open_safetensors(source) as file:
+            atomic_safetensors(target, all_tensors(file))

@@ -26,7 +26,7 @@ from ..hf.checkpoint import load
 from ..labels import Examples, SoftLabels
 from ..runtime import progress
 from ..runtime.device import pick_precision
-from ..runtime.files import atomic_json, is_number, read_checked, read_json, write_checked
+from ..runtime.files import at_home, atomic_json, is_number, read_checked, read_json, write_checked
 from ..runtime.jobs import helpers
 from ..runtime.lock import one_writer
 from ..runtime.memory import keep_memory
@@ -142,7 +142,8 @@ class Experiment:
         with self.folder.timed(stage.name):
             for need in stage.needs:
                 self.folder.check(need)
-            made = stage.make()
+            with at_home(self.folder.path, f"{type(self).__name__}, seed {self.seed}"):
+                made = stage.make()
             self.folder.note(stage.name, precision=pick_precision(self.device, self.settings.precision))
             self.folder.keep(stage.name, made, self.tokenizer if isinstance(made, nn.Module) else None)
 

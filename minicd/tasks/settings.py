@@ -177,12 +177,7 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message: str) -> NoReturn:
-        sys.exit(one_line(f"{self.prog}: {message} (see --help)"))
-
-
-def one_line(text: str) -> str:
-    """What a file or a flag puts into a sentence must not control the terminal."""
-    return "".join(c if c.isprintable() else " " for c in text)
+        sys.exit(printable(f"{self.prog}: {message} (see --help)"))
 
 
 def near(word: str, known: Iterable[str]) -> str:
@@ -268,10 +263,10 @@ def guarded(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         sys.exit("\nstopped; the same command goes on from the last checkpoint")
     except (ValueError, FloatingPointError) as error:
-        sys.exit(one_line(f"error: {printable(str(error))}"))
+        sys.exit(printable(f"error: {error}"))
     except OSError as error:
-        sys.exit(one_line(f"error: {error.filename or 'writing'}: {error.strerror}" if error.strerror
-                          else f"error: {error}"))
+        sys.exit(printable(f"error: {error.filename or 'writing'}: {error.strerror}" if error.strerror
+                           else f"error: {error}"))
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise

@@ -18,11 +18,11 @@ from torch import nn
 
 from ..distill import Context, identity
 from ..metrics import association
+from ..runtime.files import copy_tensors
 from . import differs
 from .inputs import derangement, pool
 from .instruction_eval import CHOSEN, TEST, TaskIdEval, examine_ids, numbered, with_explanations
 from .instruction_tasks import PAPER_SCALE, TaskExperiment, TaskSettings
-from .folder import whole_copy
 from .natural_instructions import NITask, find_tasks
 from .report import Record, pm, seeds_of, table
 from .run import Stage
@@ -83,7 +83,9 @@ class TaskIds(TaskExperiment):
     def student(self, variant: str, n: int) -> nn.Module:
         """The student after n rounds. The recursive one goes on from the first mixed round."""
         if variant == "mixed_recursive":
-            whole_copy(self.folder.path / "mixed" / "round-0", self.folder.path / variant / "round-0")
+            first, own = (self.folder.path / name / "round-0" / "student.safetensors"
+                          for name in ("mixed", variant))
+            copy_tensors(first, own)
         schedule = [self.contexts(numbers, variant != "naive") for numbers in self.numbers[:n]]
         return self.distill_rounds(variant, schedule, self.seed, recursive=variant == "mixed_recursive")
 
