@@ -426,3 +426,11 @@ def test_a_record_of_another_shape_is_named(copy, tmp_path):
         (tmp_path / "results" / "next-pocket.json").write_text(text)
         with pytest.raises(ValueError, match="results/next-pocket.json is not a record that can be shown"):
             rebuild(tmp_path, {"next": Next}, {})
+
+
+def test_a_stage_of_another_shape_without_a_note_is_named(tmp_path):
+    """Its checksum is gone with the note, so the file is read as it is."""
+    experiment = Experiment(RunSettings(), 0, RunFolder(tmp_path, CPU))
+    (tmp_path / "figures.json").write_text('{"other": 1}')
+    with pytest.raises(ValueError, match="figures.json is damaged: it is not of the stage figures; delete it"):
+        experiment.tell(Stage("figures", dict, show=lambda value: value["shown"]))

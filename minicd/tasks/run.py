@@ -152,7 +152,12 @@ class Experiment:
             tqdm.write(f"{self.folder.note_file(stage.name)} is missing: the record lacks minutes and losses "
                        f"of {stage.name}, whose files cannot be checked")
         if stage.show:
-            tqdm.write(progress.printable(stage.show(self.folder.get(stage.name))))
+            value = self.folder.get(stage.name)
+            try:
+                tqdm.write(progress.printable(stage.show(value)))
+            except (AttributeError, LookupError, TypeError):  # its checksum was in a note that is gone
+                raise ValueError(f"{self.folder.file(stage.name)} is damaged: it is not of the stage "
+                                 f"{stage.name}; delete it to run this stage anew") from None
 
     def waiting(self) -> Iterator[Stage]:
         """Unfinished stages whose needs are finished."""
