@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import Embedding, KVCache, RMSNorm, attend
+from .layers import Embedding, KVCache, RMSNorm, attend, decoding_layout
 
+SHARED_FROM = 16  # common tokens of all prompts from which it pays to read them once
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu,
                "gelu_new": partial(F.gelu, approximate="tanh")}
 ACTIVATIONS["gelu_pytorch_tanh"] = ACTIVATIONS["gelu_new"]
@@ -77,7 +78,7 @@ class Attention(nn.Module):
             self.q_norm, self.k_norm = (RMSNorm(config.d_kv, config.layer_norm_epsilon) for _ in range(2))
 
     def forward(self, x: Tensor, bias: Tensor, rotation, store) -> Tensor:
-        """x [B, T, width]. `store`: new keys and values [B, kv_heads, T, d] → all those to attend to."""
+        """x [B, T, width]. `store`: new keys and values [B, kv_heads, T, d] → `attend`'s, and its prefix."""
         batch, length, _ = x.shape
         qkv = self.qkv(x).view(batch, length, -1, self.head_size).transpose(1, 2)
         qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
@@ -86,7 +87,8 @@ class Attention(nn.Module):
         if rotation is not None:
             qk = rotate(qk, *rotation)
         q, k = qk.split([self.heads, self.kv_heads], dim=1)
-        y = attend(q, *store(k, v), bias, scale=self.head_size**-0.5)
+        k, v, prefix = store(k, v)
+        y = attend(q, k, v, bias, self.head_size**-0.5, prefix)
         return self.o(y.transpose(1, 2).reshape(batch, length, -1))
 
 
@@ -159,11 +161,14 @@ def sinusoids(positions: Tensor, width: int) -> Tensor:
 
 
 class Cache(KVCache):
-    """Keys and values of prompt and answer, the left padding of each row, and a mask that hides it."""
+    """Keys and values of prompt and answer, the left padding of each row, and a mask that hides it.
 
-    def __init__(self, layers: int, like: Tensor, length: int, padding: Tensor):
+    What all prompts begin with stands in `prefix`, once for all rows.
+    """
+
+    def __init__(self, layers: int, like: Tensor, length: int, padding: Tensor, prefix: Prefix):
         super().__init__(layers, like, length)
-        self.padding = padding  # [B]
+        self.padding, self.prefix = padding, prefix  # [B]
         self.slots = torch.arange(length, device=padding.device)
         self.bias = mask_bias(self.slots >= padding[:, None])[:, None, None]  # [B, 1, 1, length]
 
@@ -175,11 +180,34 @@ class Cache(KVCache):
     def step_positions(self) -> Tensor:
         """[B, 1]"""
         position = self.position if self.cache_position is None else self.cache_position
-        return (position - self.padding)[:, None]
+        return (self.prefix.length + position - self.padding)[:, None]
+
+    def store(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple | None]:
+        return *super().store(layer, k, v), self.prefix.of(layer)
 
     def keep(self, rows: Tensor) -> None:
         super().keep(rows)
         self.padding, self.bias = self.padding[rows], self.bias[rows]
+
+
+class Prefix:
+    """Keys and values [1, kv_heads, length, d] of tokens that all rows begin with, layer by layer."""
+
+    def __init__(self) -> None:
+        self.length, self.layers = 0, []
+
+    def of(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        return self.layers[layer] if self.length else None
+
+
+def common_length(prompts: Tensor) -> int:
+    """How many tokens all prompts [B, S] begin with, without the last of each; 0 where that saves little."""
+    if len(prompts) == 1:
+        return 0
+    same = (prompts == prompts[:1]).all(0) & (prompts >= 0).all(0)
+    shortest = (prompts >= 0).sum(1).min()
+    length = int(torch.minimum(same.long().cumprod(0).sum(), shortest - 1))
+    return length if length >= SHARED_FROM else 0
 
 
 def mask_bias(visible: Tensor) -> Tensor:
@@ -208,9 +236,10 @@ class Decoder(nn.Module):
         Raises ValueError where prompt and answer are longer than max_positions.
         """
         self.check_length(prompts, answers)
+        prefix, prompts = self.read_prefix(prompts)
         prompts, padding = left_pad(prompts)
         tokens = torch.cat([prompts, answers[:, :-1]], dim=1)
-        x = self.run(tokens, padding, lambda layer, k, v: (k, v))
+        x = self.run(tokens, padding, lambda layer, k, v: (k, v, prefix.of(layer)), prefix.length)
         return self.head(x[:, prompts.shape[1] - 1 :])
 
     def check_length(self, prompts: Tensor, answers: Tensor) -> None:
@@ -220,13 +249,28 @@ class Decoder(nn.Module):
             if longest > most:
                 raise ValueError(f"prompt and answer have {longest} tokens, the model only {most} positions")
 
-    def run(self, tokens: Tensor, padding: Tensor, store) -> Tensor:
-        """All tokens [B, L] at once, with left padding [B] → states [B, L, width] before the last norm."""
+    def read_prefix(self, prompts: Tensor) -> tuple[Prefix, Tensor]:
+        """What all prompts [B, S] begin with, read once, and the rest of them; nothing of it in training."""
+        prefix, length = Prefix(), 0 if torch.is_grad_enabled() else common_length(prompts)
+        if length:
+            def store(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, None]:
+                prefix.layers.append(decoding_layout((k, v)))
+                return k, v, None
+            self.run(prompts[:1, :length], prompts.new_zeros(1), store)
+            prefix.length = length
+        return prefix, prompts[:, length:]
+
+    def run(self, tokens: Tensor, padding: Tensor, store, begin: int = 0) -> Tensor:
+        """All tokens [B, L] at once, with left padding [B] → states [B, L, width] before the last norm.
+
+        `begin`: the position of the first token without padding.
+        """
         slots = torch.arange(tokens.shape[1], device=tokens.device)
         visible = (slots[None, :] <= slots[:, None]) & (slots >= padding[:, None])[:, None, None]
         itself = torch.eye(len(slots), dtype=torch.bool, device=tokens.device)
         bias = mask_bias(visible | itself)  # padding sees itself, or its softmax would be 0/0
-        x, rotation = self.embed(tokens, (slots - padding[:, None]).clamp(0, self.config.max_positions - 1))
+        positions = (begin + slots - padding[:, None]).clamp(0, self.config.max_positions - 1)
+        x, rotation = self.embed(tokens, positions)
         for layer, block in enumerate(self.blocks):
             x = block(x, bias, rotation, partial(store, layer))
         return x
@@ -255,17 +299,18 @@ class Decoder(nn.Module):
         Raises ValueError where both together are longer than max_positions.
         """
         self.check_length(prompts, prompts.new_zeros(len(prompts), max_new_tokens))
+        prefix, prompts = self.read_prefix(prompts)
         prompts, padding = left_pad(prompts)
         like = self.tokens.weight.new_empty(len(prompts), self.config.num_kv_heads, 1, self.config.d_kv)
         if torch.is_autocast_enabled(like.device.type):
             like = like.to(torch.get_autocast_dtype(like.device.type))
-        cache = Cache(len(self.blocks), like, prompts.shape[1] + max_new_tokens, padding)
+        cache = Cache(len(self.blocks), like, prompts.shape[1] + max_new_tokens, padding, prefix)
 
-        def store(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        def store(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple | None]:
             cache.fill(layer, k, v)
-            return k, v
+            return k, v, prefix.of(layer)
 
-        logits = self.head(self.run(prompts, padding, store)[:, -1])
+        logits = self.head(self.run(prompts, padding, store, prefix.length)[:, -1])
         cache.position = prompts.shape[1]
         return logits, cache
 

@@ -30,18 +30,23 @@ class Embedding(nn.Embedding):
         return F.linear(x, self.weight)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float,
+           prefix: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """softmax(scale · q kᵀ + bias) v.  q [B, heads, T, d], k and v [B, kv_heads, S, d] → [B, heads, T, d].
 
     If kv_heads < heads, neighbouring heads share a key head (grouped-query attention, Ainslie et al., 2023).
     `bias` is broadcastable to [B, heads, T, S]; where heads share keys, it is the same for all heads.
+    `prefix`: further keys and values [1, kv_heads, P, d], which all rows see.
     """
+    if prefix is not None:
+        return attend_with_prefix(q, k, v, bias, scale, prefix)
     if q.device.type == "cpu" and (q.shape[2] == 1 or (q.dtype == torch.bfloat16 and q.requires_grad)):
         return plain_attend(q, k, v, bias, scale)
     share = q.shape[1] // k.shape[1]
     if share > 1 and q.device.type != "cpu":  # shared heads with a mask fall to the slowest of CUDA's kernels
         k, v, share = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1), 1
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=scale, enable_gqa=share > 1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=scale,
+                                          enable_gqa=share > 1)
 
 
 def plain_attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
@@ -51,6 +56,32 @@ def plain_attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) ->
     weights = (groups @ k.transpose(-2, -1)).view(batch, heads, length, -1).add_(bias).softmax(-1)
     y = weights.view(batch, kv_heads, -1, v.shape[2]).to(v.dtype) @ v
     return y.reshape(batch, heads, length, size).to(q.dtype)
+
+
+def attend_with_prefix(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float,
+                       prefix: tuple[Tensor, Tensor]) -> Tensor:
+    """`attend`, where one product for each key head serves the prefix of all rows."""
+    (batch, heads, length, size), kv_heads = q.shape, k.shape[1]
+    prefix_k, prefix_v = (x[0].to(k.dtype) for x in prefix)  # [kv_heads, P, d]
+    groups = (q * scale).reshape(batch, kv_heads, -1, size).to(k.dtype)
+    before = rows_together(groups) @ prefix_k.transpose(-2, -1)
+    logits = torch.cat([rows_apart(before, batch), groups @ k.transpose(-2, -1)], -1)
+    logits = logits.view(batch, heads, length, -1)
+    logits[..., prefix_k.shape[1] :] += bias
+    weights = logits.softmax(-1).view(batch, kv_heads, -1, logits.shape[-1]).to(v.dtype)
+    before, own = weights.split([prefix_k.shape[1], k.shape[2]], -1)
+    y = rows_apart(rows_together(before) @ prefix_v, batch) + own @ v
+    return y.reshape(batch, heads, length, size).to(q.dtype)
+
+
+def rows_together(x: Tensor) -> Tensor:
+    """[B, kv_heads, n, m] → [kv_heads, B · n, m]"""
+    return x.transpose(0, 1).flatten(1, 2)
+
+
+def rows_apart(x: Tensor, batch: int) -> Tensor:
+    """[kv_heads, B · n, m] → [B, kv_heads, n, m]"""
+    return x.unflatten(1, (batch, -1)).transpose(0, 1)
 
 
 class KVCache:

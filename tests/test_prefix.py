@@ -1,0 +1,84 @@
+"""What all prompts of a batch begin with is read once, and changes nothing."""
+
+import pytest
+import torch
+from test_checkpoint import FIXTURES
+
+from minicd.decoder import SHARED_FROM, Decoder, common_length
+from minicd.hf.checkpoint import load
+from minicd.layers import attend
+from minicd.sampling import generate, score
+
+DECODERS = ["gpt2", "xglm", "llama", "llama-bias", "qwen2", "qwen3"]  # grouped heads, learned and rotary positions
+
+
+@pytest.fixture(scope="module", params=DECODERS)
+def model(request) -> Decoder:
+    return load(FIXTURES / request.param)[0]
+
+
+def prompts(model: Decoder) -> list[list[int]]:
+    """Twenty common tokens, then one to six of their own."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(n: int) -> list[int]:
+        return torch.randint(3, model.config.vocab_size, (n,), generator=generator).tolist()
+    common = draw(20)
+    return [common + draw(n) for n in (3, 1, 6, 4)]
+
+
+class Reads:
+    """How many tokens every pass through the model reads."""
+
+    def __init__(self, monkeypatch):
+        self.sizes, real = [], Decoder.run
+
+        def run(model, tokens, *how):
+            self.sizes.append(tokens.numel())
+            return real(model, tokens, *how)
+        monkeypatch.setattr(Decoder, "run", run)
+
+
+def test_a_row_of_a_batch_is_the_row_alone(model, monkeypatch):
+    rows, reads = prompts(model), Reads(monkeypatch)
+    together = generate(model, rows, 8, temperature=0)
+    assert reads.sizes == [20, 4 * 6]  # the common tokens once, then what the rows have of their own
+    assert together == [generate(model, [row], 8, temperature=0)[0] for row in rows]
+
+    answers = [[5, 6, 7], [8], [9, 10, 11, 12], [5, 5]]
+    reads.sizes.clear()
+    scored = score(model, rows, answers)
+    assert reads.sizes == [20, 4 * (6 + 3)]
+    for row, answer, logits in zip(rows, answers, scored):
+        alone = score(model, [row], [answer])[0]
+        assert (logits - alone).abs().max() < 1e-5 * logits.abs().max()
+
+
+def test_who_learns_reads_every_row(model, monkeypatch):
+    """Each row's gradient goes through its own copy of the prefix."""
+    rows, reads = [row[:21] for row in prompts(model)], Reads(monkeypatch)
+    model(torch.tensor(rows), torch.tensor([[5]] * 4))
+    assert reads.sizes == [4 * 21]
+
+
+def test_how_much_is_common():
+    common = list(range(1, SHARED_FROM + 1))
+    assert common_length(torch.tensor([[*common, 50, 51], [*common, 60, -1]])) == SHARED_FROM
+    assert common_length(torch.tensor([[*common, 50], [*common, -1]])) == 0  # a prompt keeps its last token for itself
+    assert common_length(torch.tensor([[*common[1:], 50], [*common[1:], 60]])) == 0  # too little to pay
+    assert common_length(torch.tensor([[*common, 50]])) == 0  # one row alone
+    assert common_length(torch.tensor([[7, *common], [8, *common]])) == 0
+
+
+@pytest.mark.parametrize("heads, kv_heads", [(4, 4), (4, 2), (4, 1)])
+@pytest.mark.parametrize("queries", [1, 5])
+def test_attention_with_a_prefix_is_attention_to_both(heads, kv_heads, queries):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3, heads, queries, 8), (3, kv_heads, 7, 8), (3, kv_heads, 7, 8), (3, 1, queries, 7), (1, kv_heads, 6, 8),
+              (1, kv_heads, 6, 8)]
+    q, k, v, bias, prefix_k, prefix_v = (torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes)
+    bias[..., 2] = -torch.inf
+    found = attend(q, k, v, bias, 0.3, (prefix_k, prefix_v))
+    both = [torch.cat([first.expand(3, -1, -1, -1), own], 2) for first, own in ((prefix_k, k), (prefix_v, v))]
+    wanted = attend(q, *both, torch.nn.functional.pad(bias, (6, 0)), 0.3)
+    assert torch.allclose(found, wanted, atol=1e-12)
