@@ -7,6 +7,7 @@ import pytest
 import torch
 from one_file_experiment import Reverse, ReverseSettings
 
+from minicd.runtime.files import write_checked
 from minicd.tasks.run import train
 
 BASE = Path(__file__).resolve().parent.parent / "data" / "pocket"
@@ -41,6 +42,6 @@ def test_it_runs_resumes_and_shows_its_table(tmp_path, capsys):
 
 def test_other_settings_want_another_folder(tmp_path, capsys):
     (tmp_path / "scores.json").write_text("{}")
-    (tmp_path / "settings.json").write_text(json.dumps({"items": 7}))
+    write_checked(tmp_path / "settings.json", {"items": 7})
     with pytest.raises(ValueError, match="holds a run with other settings: .*items .there 7, now 600."):
         run(tmp_path, capsys)
