@@ -364,6 +364,9 @@ def test_json_that_is_not_what_was_written_is_named_with_the_right_advice(settin
     with pytest.raises(ValueError) as error:
         train("next", Next, settings, SEEDS, copy, CPU)
     said = str(error.value)
+    if "holds a run with other settings: version (there 1, now None)" in said:  # as a file from before checksums
+        assert name == "settings.json" and said.endswith("choose another folder with --out, or delete this one")
+        return
     assert said.startswith(f"{path} ") and said.endswith(advice.format(path=path)) and len(said.splitlines()) == 1, said
     if name in ("wall.json", "notes/student.json"):  # the advice can be taken, and nothing that was made is lost
         path.unlink()

@@ -41,7 +41,7 @@ class RunFolder:
         new = {field.name: getattr(settings, field.name) for field in fields}
         advice = "delete this folder, or choose another with --out"
         if file.exists() and any(path.name not in own for path in self.path.iterdir()):
-            old, new = read_checked(file, {}, advice, has="scale"), json.loads(json.dumps(new))
+            old, new = read_checked(file, {}, advice), json.loads(json.dumps(new))
             different = [f"{k} (there {old.get(k)!r}, now {new.get(k)!r})"
                          for k in {**old, **new} if old.get(k) != new.get(k)]
             if different:
