@@ -1,0 +1,40 @@
+"""Every command of a record makes that record: it is understood, with the same settings, seeds and name."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+import train as train_program
+from minicd.tasks.settings import guarded
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORDS = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "results").glob("*.json"))}
+TRAINED = [name for name, record in RECORDS.items() if "train.py" in record["command"]]
+RENAMED = {"batch": "batch_size"}  # in older records
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_command_of_a_record_has_its_settings(name, monkeypatch, tmp_path):
+    record, made = RECORDS[name], {}
+
+    def remember(task, kind, settings, seeds, out, device, **more):
+        made.update(task=task, kind=kind, settings=vars(settings), seeds=seeds, **more)
+    monkeypatch.setattr(train_program, "train", remember)
+    monkeypatch.setattr(sys, "argv", shlex.split(record["command"])[1:])
+    guarded(train_program.main)
+    for key, value in record["settings"].items():
+        key = key if key in made["settings"] else RENAMED.get(key, key)
+        if key in made["settings"]:  # some are no settings any more
+            assert made["settings"][key] == value, key
+    scale = made["kind"].complete({**record, "scale": record["settings"]["scale"]})["scale"]
+    assert f"{made['task']}-{scale}" == name and made["seeds"] == record["seeds"] and made["publish"]
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_record_says_where_it_comes_from(name):
+    record = RECORDS[name]
+    assert record["command"].startswith("python ") and "/tmp" not in record["command"] and record["hardware"]
+    assert not record["commit"].endswith("+"), "made from files that no commit holds"
