@@ -1,6 +1,6 @@
 """Damage on purpose: kills, damaged files, full disks and odd flags. What does minicd do with each?
 
-    python -m bench.damage   # from the repository's root; about 20 minutes on two CPU cores
+    python -m bench.damage   # from the repository's root; about ten minutes on two CPU cores
 
 Very small runs of every task are made once. Each trial takes a run as it was at some moment, does something
 to it, and gives the same command again. It must be refused in one sentence, or give the same files bit for
@@ -22,7 +22,8 @@ import time
 from collections import Counter
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -31,8 +32,7 @@ import train
 from bench.accidents import SHAPES, damage
 from bench.common import ROOT, Parser, count, guarded, publish, seed_number
 from bench.tables import FAULTS
-from bench.trials import (REFUSED, SAME, SMALL, VALID, Said, Sound, Trial, ask, command, make_sound,
-                          patched)
+from bench.trials import REFUSED, SAME, SMALL, VALID, Said, Sound, Trial, ask, command, make_sound
 from minicd.hf.checkpoint import load
 from minicd.runtime import files
 from minicd.tasks.natural_instructions import load_task
@@ -78,7 +78,7 @@ def stopped(trial: Trial, error: BaseException, sentence: str, dice: random.Rand
         if left[0] < 0:
             raise error
         fsync(number)
-    with patched(files.os, "fsync", fail):
+    with patch.object(files.os, "fsync", fail):
         first = command([*trial.sound.words, "--out", str(trial.out)])
     if first.verdict in FAULTS or (first.verdict == REFUSED and sentence not in first.words):
         return Said("traceback" if first.verdict == REFUSED else first.verdict, first.words)
@@ -133,16 +133,6 @@ def damaged_task(place: Path, sounds: dict[str, Sound], dice: random.Random) -> 
     return said if said.verdict != SAME or found[0] == load_task(place / "tasks" / path.name) else Said(VALID)
 
 
-@contextlib.contextmanager
-def inside(folder: Path) -> Iterator[None]:
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-
-
 def odd_flag(place: Path, sounds: dict[str, Sound], dice: random.Random) -> Said:
     """A value that nobody means. Where it is accepted, the run must be one that ends with finite figures."""
     task = dice.choice(list(sounds))
@@ -154,7 +144,7 @@ def odd_flag(place: Path, sounds: dict[str, Sound], dice: random.Random) -> Said
              "meta", str(place / "nowhere" / ".." / "nowhere")]
     value, out = dice.choice(texts if type_name(option) == "str" else numbers), place / "trial"
     shutil.rmtree(out, ignore_errors=True)
-    with inside(place):  # of which a value may be a file's name
+    with contextlib.chdir(place):  # of which a value may be a file's name
         said = command([*sounds[task].words, "--out", str(out), flag(option), value])
     if said.verdict != SAME or not (out / "record.json").exists():
         return said

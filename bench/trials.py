@@ -14,7 +14,8 @@ import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -117,13 +118,14 @@ def addition_base(folder: Path) -> None:
     save(model, tokenizer, folder)
 
 
-def world_base(folder: Path) -> None:
-    """A random model that ends a fifth of its texts at every token, by a feature that is always there."""
-    model, tokenizer = tiny_model(world_tokenizer(), 16), world_tokenizer()
+def that_stops(model: T5, share: float = 0.2) -> T5:
+    """The model, with about this probability of the stop token everywhere, by a constant feature."""
+    words, width = model.lm_head.weight.shape
     with torch.no_grad():
         model.shared.weight[:, 0], model.lm_head.weight[:, 0] = 30.0, 0.0
-        model.lm_head.weight[tokenizer.eos_id, 0] = math.log(len(tokenizer) / 4) / 4  # of a width of 16
-    save(model, tokenizer, folder)
+        odds = share / (1 - share) * words
+        model.lm_head.weight[model.config.eos_token_id, 0] = math.log(odds) / width**0.5
+    return model
 
 
 def make_sound(task: str, place: Path) -> Sound:
@@ -131,7 +133,7 @@ def make_sound(task: str, place: Path) -> Sound:
     base, data = place / ("lists" if task == "addition" else "world"), place / "tasks"
     if not data.exists():
         addition_base(place / "lists")
-        world_base(place / "world")
+        save(that_stops(tiny_model(world_tokenizer(), 16)), world_tokenizer(), place / "world")
         data.mkdir()
         for name in ("task50[1-4]*.json", "task51[67]*.json"):
             for path in POCKET_TASKS.glob(name):
@@ -145,21 +147,11 @@ def make_sound(task: str, place: Path) -> Sound:
         if out in Path(target).parents:
             states.append(place / task / f"state-{len(states)}")
             shutil.copytree(out, states[-1])
-    with patched(files.os, "replace", then_copy):
+    with patch.object(files.os, "replace", then_copy):
         said = command([*words, "--out", str(out)])
     if said.verdict != SAME:
         raise ValueError(f"the small run of {task} failed: {said.words}")
     return Sound(words, out, states, stage_files(out))
-
-
-@contextlib.contextmanager
-def patched(module: Any, name: str, value: Any) -> Iterator[None]:
-    old = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, old)
 
 
 def stage_files(folder: Path) -> dict[str, list[Path]]:

@@ -77,8 +77,8 @@ class Attention(nn.Module):
         if config.qk_norm:
             self.q_norm, self.k_norm = (RMSNorm(config.d_kv, config.layer_norm_epsilon) for _ in range(2))
 
-    def forward(self, x: Tensor, bias: Tensor, rotation, store) -> Tensor:
-        """x [B, T, width]. `store`: new keys and values [B, kv_heads, T, d] → `attend`'s, and its prefix."""
+    def forward(self, x: Tensor, bias: Tensor, rotation, store, prefix=None) -> Tensor:
+        """x [B, T, width]. `store`: new keys and values [B, kv_heads, T, d] → all those to attend to."""
         batch, length, _ = x.shape
         qkv = self.qkv(x).view(batch, length, -1, self.head_size).transpose(1, 2)
         qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
@@ -87,8 +87,7 @@ class Attention(nn.Module):
         if rotation is not None:
             qk = rotate(qk, *rotation)
         q, k = qk.split([self.heads, self.kv_heads], dim=1)
-        k, v, prefix = store(k, v)
-        y = attend(q, k, v, bias, self.head_size**-0.5, prefix)
+        y = attend(q, *store(k, v), bias, self.head_size**-0.5, prefix)
         return self.o(y.transpose(1, 2).reshape(batch, length, -1))
 
 
@@ -117,8 +116,8 @@ class Block(nn.Module):
         self.feed_forward_norm, self.feed_forward = norm(config), FeedForward(config)
         self.dropout = nn.Dropout(config.dropout_rate)
 
-    def forward(self, x: Tensor, bias: Tensor, rotation, store) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), bias, rotation, store))
+    def forward(self, x: Tensor, bias: Tensor, rotation, store, prefix=None) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), bias, rotation, store, prefix))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
@@ -182,9 +181,6 @@ class Cache(KVCache):
         position = self.position if self.cache_position is None else self.cache_position
         return (self.prefix.length + position - self.padding)[:, None]
 
-    def store(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple | None]:
-        return *super().store(layer, k, v), self.prefix.of(layer)
-
     def keep(self, rows: Tensor) -> None:
         super().keep(rows)
         self.padding, self.bias = self.padding[rows], self.bias[rows]
@@ -239,7 +235,7 @@ class Decoder(nn.Module):
         prefix, prompts = self.read_prefix(prompts)
         prompts, padding = left_pad(prompts)
         tokens = torch.cat([prompts, answers[:, :-1]], dim=1)
-        x = self.run(tokens, padding, lambda layer, k, v: (k, v, prefix.of(layer)), prefix.length)
+        x = self.run(tokens, padding, lambda layer, k, v: (k, v), prefix)
         return self.head(x[:, prompts.shape[1] - 1 :])
 
     def check_length(self, prompts: Tensor, answers: Tensor) -> None:
@@ -253,26 +249,23 @@ class Decoder(nn.Module):
         """What all prompts [B, S] begin with, read once, and the rest of them; nothing of it in training."""
         prefix, length = Prefix(), 0 if torch.is_grad_enabled() else common_length(prompts)
         if length:
-            def store(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, None]:
+            def store(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
                 prefix.layers.append(decoding_layout((k, v)))
-                return k, v, None
-            self.run(prompts[:1, :length], prompts.new_zeros(1), store)
+                return k, v
+            self.run(prompts[:1, :length], prompts.new_zeros(1), store, Prefix())
             prefix.length = length
         return prefix, prompts[:, length:]
 
-    def run(self, tokens: Tensor, padding: Tensor, store, begin: int = 0) -> Tensor:
-        """All tokens [B, L] at once, with left padding [B] → states [B, L, width] before the last norm.
-
-        `begin`: the position of the first token without padding.
-        """
+    def run(self, tokens: Tensor, padding: Tensor, store, prefix: Prefix) -> Tensor:
+        """All tokens [B, L] at once, with left padding [B] → states [B, L, width] before the last norm."""
         slots = torch.arange(tokens.shape[1], device=tokens.device)
         visible = (slots[None, :] <= slots[:, None]) & (slots >= padding[:, None])[:, None, None]
         itself = torch.eye(len(slots), dtype=torch.bool, device=tokens.device)
         bias = mask_bias(visible | itself)  # padding sees itself, or its softmax would be 0/0
-        positions = (begin + slots - padding[:, None]).clamp(0, self.config.max_positions - 1)
+        positions = (prefix.length + slots - padding[:, None]).clamp(0, self.config.max_positions - 1)
         x, rotation = self.embed(tokens, positions)
         for layer, block in enumerate(self.blocks):
-            x = block(x, bias, rotation, partial(store, layer))
+            x = block(x, bias, rotation, partial(store, layer), prefix.of(layer))
         return x
 
     def embed(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
@@ -306,11 +299,11 @@ class Decoder(nn.Module):
             like = like.to(torch.get_autocast_dtype(like.device.type))
         cache = Cache(len(self.blocks), like, prompts.shape[1] + max_new_tokens, padding, prefix)
 
-        def store(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple | None]:
+        def store(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
             cache.fill(layer, k, v)
-            return k, v, prefix.of(layer)
+            return k, v
 
-        logits = self.head(self.run(prompts, padding, store, prefix.length)[:, -1])
+        logits = self.head(self.run(prompts, padding, store, prefix)[:, -1])
         cache.position = prompts.shape[1]
         return logits, cache
 
@@ -319,7 +312,7 @@ class Decoder(nn.Module):
         x, rotation = self.embed(tokens[:, None], cache.step_positions())
         bias = cache.step_bias()
         for layer, block in enumerate(self.blocks):
-            x = block(x, bias, rotation, partial(cache.store, layer))
+            x = block(x, bias, rotation, partial(cache.store, layer), cache.prefix.of(layer))
         cache.advance()
         return self.head(x[:, 0])
 

@@ -9,7 +9,7 @@ from tokenizers import Encoding, Tokenizer, decoders, models, pre_tokenizers, pr
 
 from .runtime.files import atomic_bytes
 
-MOST_TOKENS = 100  # of a character: Unicode's longest, U+FDFA, becomes 18 letters of 33 bytes, maybe all tokens
+MOST_TOKENS = 100  # of a character: the longest, U+FDFA, becomes 18 letters of 33 bytes, maybe all tokens
 ENCODED_AT_ONCE = 256  # texts between two looks at how long they became
 
 

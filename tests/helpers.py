@@ -1,9 +1,5 @@
 """What several tests share."""
 
-import math
-
-import torch
-
 from minicd.t5 import T5, T5Config, initialise
 
 
@@ -12,12 +8,3 @@ def tiny_t5(vocab_size: int = 16, seed: int = 0, **settings) -> T5:
     config = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2, "num_layers": 1, "feed_forward_proj": "gated-gelu",
               "tie_word_embeddings": False, "dropout_rate": 0.0, **settings}
     return initialise(T5(T5Config(vocab_size=vocab_size, **config)), seed).eval()
-
-
-def that_stops(model: T5, share: float = 0.2) -> T5:
-    """The model, with about this probability of the stop token at every position, by a feature that is always there."""
-    with torch.no_grad():
-        model.shared.weight[:, 0] = 30.0
-        model.lm_head.weight[:, 0] = 0.0
-        model.lm_head.weight[1, 0] = math.log(share / (1 - share) * len(model.lm_head.weight)) / len(model.lm_head.weight[0]) ** 0.5
-    return model

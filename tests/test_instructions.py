@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import that_stops, tiny_t5
+from helpers import tiny_t5
 
+from bench.trials import that_stops
 from minicd import metrics
 from minicd.hf.checkpoint import save
 from minicd.t5 import T5, T5Config, initialise
