@@ -14,9 +14,8 @@ from typing import Any
 from ..distill import Context, identity
 from ..metrics import correlation
 from . import differs
-from .inputs import pool
-from .instruction_eval import TEST, with_explanations, without_explanations
-from .instruction_tasks import PAPER_SCALE, TaskSettings
+from .instruction_eval import with_explanations, without_explanations
+from .instruction_tasks import PAPER_SCALE, SMOLLM2, TaskSettings
 from .instructions import Instructions
 from .natural_instructions import NITask
 from .report import Record, pm, scatter, seeds_of, table
@@ -29,6 +28,8 @@ class ExplanationSettings(TaskSettings):
 
     tasks: int = option(24, "spread over all kinds", least=3, unit="tasks")
     practice_inputs: int = option(512, "for each task", least=1, unit="inputs")
+    max_input_tokens: int = option(128, "tasks whose inputs have more words are left out",
+                                   least=1)
 
 
 class Explanations(Instructions):
@@ -37,7 +38,8 @@ class Explanations(Instructions):
     TITLE = "Explanations are internalised where they help (hypothesis 2, Figure 5)"
     DIFFERS = differs.EXPLANATIONS
     Settings = ExplanationSettings
-    SCALES = {"pocket": {}, "paper": {**PAPER_SCALE, "tasks": 10}}
+    SCALES = {"pocket": {}, "paper": {**PAPER_SCALE, "tasks": 10},
+              "smollm2": {**SMOLLM2, "tasks": 10, "practice_inputs": 128, "epochs": 2.0}}
     QUICK = dict(tasks=5, practice_inputs=256, test_instances=50)
     PAPER = {}
 
@@ -49,10 +51,10 @@ class Explanations(Instructions):
         return [self.tasks[int(i * (len(self.tasks) / n))] for i in range(n)]
 
     stages = Instructions.task_stages  # no choice by margins
+    rows = ["after"]
 
-    def context(self, task: NITask) -> Context:
-        inputs = pool([instance.input for instance in task.instances[TEST:]])
-        return Context(inputs, with_explanations(task), without_explanations(task), identity)
+    def context(self, task: NITask, row: str = "after") -> Context:
+        return Context(self.pool(task), with_explanations(task), without_explanations(task), identity)
 
     def figures(self) -> dict[str, Any]:
         scores = {task.name: self.folder.get(f"score-{task.name}") for task in self.chosen}

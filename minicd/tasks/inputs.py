@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from typing import Callable, Sequence
+from typing import Callable, Container, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 from ..sampling import generate
 from ..tokenizer import TextTokenizer
-from .natural_instructions import inputs_prompt
+from .natural_instructions import inputs_prompt, read_input
 
 Inputs = Callable[[int, np.random.Generator], list[str]]
 
@@ -22,7 +23,7 @@ def pool(texts: Sequence[str]) -> Inputs:
 
 
 def few_shot_inputs(model: nn.Module, tokenizer: TextTokenizer, examples: list[str], shots: int,
-                    max_new_tokens: int, forbidden: set[str] = frozenset(),
+                    max_new_tokens: int, forbidden: Container[str] = frozenset(),
                     precision: str | None = None) -> Inputs:
     """The model itself: after `shots` of the example inputs in random order it writes one more (section 3.1).
 
@@ -37,7 +38,7 @@ def few_shot_inputs(model: nn.Module, tokenizer: TextTokenizer, examples: list[s
             prompts = tokenizer.encode_all([inputs_prompt(shown) for shown in chosen])
             written, reasons = generate(model, prompts, max_new_tokens, generator=generator, reasons=True,
                                         precision=precision)
-            texts = [tokenizer.decode(y).strip() for y, why in zip(written, reasons) if why != "length"]
+            texts = [read_input(tokenizer.decode(y)) for y, why in zip(written, reasons) if why != "length"]
             found += [text for text in texts if text and text not in forbidden]
             if len(found) == n:
                 return found
@@ -45,6 +46,20 @@ def few_shot_inputs(model: nn.Module, tokenizer: TextTokenizer, examples: list[s
                          f"empty, test inputs, or unfinished after {max_new_tokens} tokens: choose another "
                          "--model, or raise --max-input-tokens")
     return draw
+
+
+class NearCopies(Container[str]):
+    """Texts, and those with the same words: case, spaces and punctuation do not count."""
+
+    def __init__(self, texts: Iterable[str]):
+        self.known = {words(text) for text in texts}
+
+    def __contains__(self, text: object) -> bool:
+        return words(str(text)) in self.known
+
+
+def words(text: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"\w+", text.lower()))
 
 
 def tell_unknown_words(tokenizer: TextTokenizer, prompt: str) -> None:

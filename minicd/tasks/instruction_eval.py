@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
 from torch import nn
 
+from ..decoder import DecoderConfig
 from ..distill import Template
 from ..metrics import exact_match, rouge_l
 from ..sampling import generate
@@ -22,25 +24,63 @@ TEST = 100  # the first instances of a task are for tests, the others for choosi
 CHOSEN = option("task501,task502,task503,task504", "the tasks: how their file names begin, between commas")
 
 
+MARK = "Output:"
+PLAIN = option(False, "for a plain language model: an answer ends with its line, and a bare input is "
+               f"followed by a line {MARK!r}")
+SHAPES: dict[str, dict[str, Any]] = {  # of the teacher's prompt; "full" is the paper's
+    "full": {}, "without_explanations": {"explanations": False},
+    "positives": {"explanations": False, "negatives": 0}, "definition": {"positives": 0, "negatives": 0}}
+
+
+def instructed(task: NITask, shape: str) -> Template:
+    """T_t: the task's definition, and as much of its examples as the shape has."""
+    return partial(instruction_prompt, task, **SHAPES[shape])
+
+
 def with_explanations(task: NITask) -> Template:
-    return lambda text: instruction_prompt(task, text)
+    return instructed(task, "full")
 
 
 def without_explanations(task: NITask) -> Template:
-    return lambda text: instruction_prompt(task, text, explanations=False)
+    return instructed(task, "without_explanations")
 
 
 def bare(text: str) -> str:
     return text
 
 
+def marked(text: str) -> str:
+    """The bare input for a plain language model, which has to see that it ends and the answer begins."""
+    return text if text.endswith(MARK) else f"{text.strip()}\n{MARK}"
+
+
+def bare_prompt(settings: Any) -> Template:
+    return marked if settings.plain else bare
+
+
 PROMPTS: dict[str, Callable[[NITask], Template]] = {
     "full": with_explanations, "without_explanations": without_explanations, "bare": lambda task: bare}
 
 
-def numbered(number: int) -> Template:
+def numbered(number: int, settings: Any) -> Template:
     """T_s: the student sees the task's number and the input."""
-    return lambda text: f"task {number} : {text}"
+    return lambda text: bare_prompt(settings)(f"task {number} : {text}")
+
+
+def end_with_line(model: nn.Module, tokenizer: TextTokenizer) -> None:
+    """Make every token with a new line one that ends a completion, as f does for a plain language model.
+
+    After an answer it would go on with the next example. Copies of the model, saved ones too, stay like this.
+    Raises ValueError where no token has a new line.
+    """
+    config, pieces = model.config, tokenizer.pieces(range(len(tokenizer)))
+    lines = [i for i, piece in enumerate(pieces) if "\n" in piece or piece == "<0x0A>"]
+    if not lines or not isinstance(config, DecoderConfig):
+        raise ValueError("--plain is for decoders whose tokenizer has new lines, which this model is not")
+    more = tuple(dict.fromkeys([*config.more_eos_token_ids, *lines]))
+    ends = [i for i in (config.eos_token_id, *more) if i >= 0]
+    source = {**config.source, "eos_token_id": ends}  # so that `save` writes all of them
+    model.config = replace(config, more_eos_token_ids=more, source=source)
 
 
 def answers(model: nn.Module, tokenizer: TextTokenizer, prompts: list[str], settings: Any,
@@ -66,7 +106,8 @@ def rouge_by_prompt(model: nn.Module, tokenizer: TextTokenizer, tasks: list[NITa
     """Task → Rouge-L under each of the three prompts, on its first instances."""
     def rouge(task: NITask, template: Template) -> float:
         return score(model, tokenizer, template, task.instances[:instances], settings, task.name)["rouge"]
-    return {task.name: {name: rouge(task, prompt(task)) for name, prompt in PROMPTS.items()}
+    prompts = {**PROMPTS, "bare": lambda task: bare_prompt(settings)}
+    return {task.name: {name: rouge(task, prompt(task)) for name, prompt in prompts.items()}
             for task in tasks}
 
 
@@ -90,6 +131,7 @@ class TaskEval(EvalSettings):
     data: str = option(DATA, "a task file, or a folder of them")
     test_instances: int = option(TEST, "of each task", least=1, most=TEST, unit="instances")
     max_new_tokens: int = option(12, "longest completion", least=1, most=4096, unit="tokens")
+    plain: bool = PLAIN
 
 
 @dataclass
@@ -99,14 +141,23 @@ class TaskIdEval(TaskEval):
     chosen: str = CHOSEN
 
 
+def prepare(model: nn.Module, tokenizer: TextTokenizer, settings: TaskEval) -> Template:
+    """The model as `settings.plain` wants it, and how it is to be asked."""
+    if settings.plain:
+        end_with_line(model, tokenizer)
+    return bare_prompt(settings)
+
+
 def ask(model: nn.Module, tokenizer: TextTokenizer, question: str, settings: TaskEval) -> str:
     """`eval.py --ask PROMPT`: the completion."""
+    question = prepare(model, tokenizer, settings)(question)
     tell_unknown_words(tokenizer, question)
     return tokenizer.decode(answers(model, tokenizer, [question], settings)[0])
 
 
 def examine(model: nn.Module, tokenizer: TextTokenizer, settings: TaskEval, folder: Path) -> str:
     """`eval.py`: Rouge-L of every task under each of the three prompts."""
+    prepare(model, tokenizer, settings)
     path = Path(beside(settings.data))
     tasks = [load_task(path)] if path.is_file() else load_folder(path)
     rows = rouge_by_prompt(model, tokenizer, tasks, settings.test_instances, settings)
@@ -118,8 +169,9 @@ def examine(model: nn.Module, tokenizer: TextTokenizer, settings: TaskEval, fold
 
 def examine_ids(model: nn.Module, tokenizer: TextTokenizer, settings: TaskIdEval, folder: Path) -> str:
     """`eval.py --task task_ids`: accuracy of each task under each number."""
+    prepare(model, tokenizer, settings)
     tasks = find_tasks(Path(beside(settings.data)), settings.chosen)
     def percent(task: NITask, number: int) -> float:
-        return accuracy(model, tokenizer, numbered(number), task, settings)
+        return accuracy(model, tokenizer, numbered(number, settings), task, settings)
     return "\n".join(f"{task.name}: " + ", ".join(
         f"task {i} {percent(task, i):.1f} %" for i in range(len(tasks))) for task in tasks)

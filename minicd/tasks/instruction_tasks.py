@@ -11,14 +11,17 @@ from torch import nn
 
 from ..distill import Context, Template
 from ..rounds import RoundSettings, rounds
+from ..tokenizer import TextTokenizer
 from . import instruction_eval
-from .instruction_eval import DATA, TEST, TaskEval
-from .natural_instructions import Instance, NITask, load_folder
+from .instruction_eval import DATA, PLAIN, TEST, TaskEval, bare_prompt, end_with_line
+from .natural_instructions import Instance, NITask, load_folder, official_tests
 from .run import Experiment, Stage, one_item
 from .settings import DistillSettings, beside, option
 
 PAPER_SCALE = dict(scale="paper", practice_inputs=4096, epochs=1.0, lr=1e-5, batch_size=16,
                    warmup=0.0, decay=0.0, clip=0.0, max_new_tokens=128)
+SMOLLM2 = dict(scale="smollm2", model="data/smollm2", data="data/natural_instructions/tasks", plain=True,
+               practice_inputs=320, epochs=3.0, lr=1e-4, batch_size=16, max_new_tokens=64)
 
 
 @dataclass
@@ -35,6 +38,7 @@ class TaskSettings(DistillSettings):
     max_new_tokens: int = option(12, "longest answer", least=1, most=4096, unit="tokens")
     test_instances: int = option(TEST, "of each task", least=1, most=TEST, unit="instances")
     on_policy: bool = option(False, "the student writes the answers, the teacher labels them")
+    plain: bool = PLAIN
 
     def rounds(self) -> RoundSettings:
         return RoundSettings(self.practice_settings(self.max_new_tokens), self.fit_settings(),
@@ -44,12 +48,39 @@ class TaskSettings(DistillSettings):
 class TaskExperiment(Experiment):
     """Contexts are made from the task files of a folder."""
 
-    Eval = TaskEval
+    Eval, RECORDS = TaskEval, ("pocket", "paper", "smollm2")
     ask, examine = staticmethod(instruction_eval.ask), staticmethod(instruction_eval.examine)
 
     @cached_property
+    def loaded(self) -> tuple[nn.Module, TextTokenizer]:
+        path = Path(beside(self.settings.model))
+        if self.settings.model == SMOLLM2["model"] and not path.exists():
+            raise ValueError(f"{path} is not there yet: python data/smollm2.py makes it")
+        model, tokenizer = super().loaded
+        if self.settings.plain:
+            end_with_line(model, tokenizer)
+        return model, tokenizer
+
+    @property
+    def data(self) -> Path:
+        return Path(beside(self.settings.data))
+
+    @cached_property
+    def all_tasks(self) -> list[NITask]:
+        """Those of the folder; of the whole collection, the official test tasks."""
+        return load_folder(self.data, official_tests(self.data))
+
+    @property
     def tasks(self) -> list[NITask]:
-        return load_folder(Path(beside(self.settings.data)))
+        """Those of the experiment."""
+        raise NotImplementedError
+
+    def files(self) -> list[Path]:
+        return [self.data / f"{task.name}.json" for task in self.tasks]
+
+    @property
+    def bare(self) -> Template:
+        return bare_prompt(self.settings)
 
     def example(self, context: Callable[[], Context]) -> Stage:
         """One practice item, shown whole."""

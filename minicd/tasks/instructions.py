@@ -3,6 +3,9 @@
 T_t is a task's definition with 2 positive and 2 negative examples and their explanations; T_s is the bare
 input, f the identity. D is the model itself, with a few-shot prompt for more inputs. Each task has its own
 student. The score is Rouge-L over a task's first 100 instances, which Natural Instructions keeps for tests.
+
+`--scale smollm2` takes a real language model to the real files. It is a plain one, which goes on after an
+answer with the next example, so f ends with the line.
 """
 
 from __future__ import annotations
@@ -13,19 +16,24 @@ from typing import Any, Iterator
 
 import numpy as np
 from torch import nn
+from tqdm import tqdm
 
 from ..distill import Context, combine_seeds, identity
 from . import differs
-from .inputs import few_shot_inputs
-from .instruction_eval import TEST, bare, with_explanations, without_explanations
-from .instruction_tasks import PAPER_SCALE, TaskExperiment, TaskSettings
+from .inputs import Inputs, NearCopies, few_shot_inputs, pool
+from .instruction_eval import SHAPES, TEST, instructed, with_explanations, without_explanations
+from .instruction_tasks import PAPER_SCALE, SMOLLM2, TaskExperiment, TaskSettings
 from .natural_instructions import NITask
 from .report import Record, against_paper, pm, seeds_of, table
 from .run import Stage
 from .settings import option
 
 ROWS = {"teacher": "teacher, instruction in the prompt", "before": "student before",
-        "after": "**student after**", "token_ratio": "tokens at inference, teacher ÷ student"}
+        "after": "**student after**", "after_pool": "**student after**, inputs from a pool",
+        "token_ratio": "tokens at inference, teacher ÷ student"}
+STUDENTS = {"after": "student", "after_pool": "student_pool"}  # row → stage
+ROWS_OF = {"model": ["after"], "pool": ["after_pool"], "both": ["after", "after_pool"]}
+MARGIN = 50  # untested instances on which the margins are measured; a task with fewer is left out
 
 
 def chosen_tasks(tasks: list[NITask], margins: list[float], n: int) -> list[NITask]:
@@ -44,7 +52,11 @@ class InstructionSettings(TaskSettings):
 
     tasks: int = option(10, "one half is helped most by explanations, the other least", least=1, unit="tasks")
     shots: int = option(4, "shown to the model that is asked for more", least=1, unit="example inputs")
-    max_input_tokens: int = option(128, "longest input that it may write", least=1, unit="tokens")
+    max_input_tokens: int = option(128, "longest that it may write; tasks of more words are left out",
+                                   least=1, unit="tokens")
+    inputs: str = option("model", "what the student practises on: inputs by the model itself, a pool of the "
+                         "task's untested ones, or both, a student for each", choices=ROWS_OF)
+    prompt: str = option("full", "the teacher's: all there is, or only so much of it", choices=SHAPES)
 
 
 class Instructions(TaskExperiment):
@@ -53,7 +65,8 @@ class Instructions(TaskExperiment):
     TITLE = "Instructions are internalised (hypothesis 1)"
     DIFFERS = differs.INSTRUCTIONS
     Settings = InstructionSettings
-    SCALES = {"pocket": {}, "paper": PAPER_SCALE}
+    SCALES = {"pocket": {}, "paper": PAPER_SCALE,
+              "smollm2": {**SMOLLM2, "inputs": "both", "shots": 6, "prompt": "full"}}
     QUICK = dict(tasks=3, practice_inputs=512, test_instances=50)
     PAPER = {"teacher": 43.4, "before": 9.0, "after": 34.7, "token_ratio": 11.1}
 
@@ -66,10 +79,35 @@ class Instructions(TaskExperiment):
     def task_stages(self) -> Iterator[Stage]:
         yield self.example(lambda: self.context(self.chosen[0]))
         for task in self.chosen:
-            yield Stage(f"{task.name}/student", partial(self.student, task))
-            yield Stage(f"score-{task.name}", partial(self.scores, task), (f"{task.name}/student",),
+            students = {row: f"{task.name}/{STUDENTS[row]}" for row in self.rows}
+            for row, name in students.items():
+                yield Stage(name, partial(self.student, task, row))
+            yield Stage(f"score-{task.name}", partial(self.scores, task), tuple(students.values()),
                         lambda s, name=task.name: f"{name}: " + ", ".join(
-                            f"{row} {s[row]:.1f}" for row in ("teacher", "before", "after")))
+                            f"{row} {s[row]:.1f}" for row in ("teacher", "before", *self.rows)))
+
+    @property
+    def rows(self) -> list[str]:
+        """The students of a task, by their rows in the table."""
+        return ROWS_OF[self.settings.inputs]
+
+    @cached_property
+    def tasks(self) -> list[NITask]:
+        return [task for task in self.all_tasks if not self.why_left_out(task)]
+
+    def why_left_out(self, task: NITask) -> str:
+        """A clause, or nothing."""
+        if len(task.instances) < TEST + MARGIN:
+            return f"it has only {len(task.instances)} instances, of which {TEST} are for tests"
+        words = np.median([len(instance.input.split()) for instance in task.instances])
+        if words > self.settings.max_input_tokens:
+            return f"its inputs have {words:.0f} words, which are longer than --max-input-tokens"
+        return ""
+
+    def prepare(self) -> None:
+        for task in self.all_tasks:
+            if why := self.why_left_out(task):
+                tqdm.write(f"{task.name} is left out: {why}")
 
     @cached_property
     def chosen(self) -> list[NITask]:
@@ -79,47 +117,58 @@ class Instructions(TaskExperiment):
         """By how much explanations raise the teacher's Rouge-L on each task, outside the test instances."""
         margins = []
         for task in self.tasks:
-            instances = task.instances[TEST : TEST + 50]
-            if not instances:
-                raise ValueError(f"task {task.name} has only {len(task.instances)} instances, "
-                                 f"of which {TEST} are for tests")
+            instances = task.instances[TEST : TEST + MARGIN]
             full, less = (self.score(self.base, template(task), instances, f"margin of {task.name}")["rouge"]
                           for template in (with_explanations, without_explanations))
             margins.append(full - less)
         return margins
 
-    def context(self, task: NITask) -> Context:
-        s, given = self.settings, [example.input for example in [*task.positives, *task.negatives]]
-        tests = {instance.input for instance in task.instances[:TEST]}
-        new = few_shot_inputs(self.base, self.tokenizer, given, s.shots, s.max_input_tokens, tests,
-                              s.precision)
-        return Context(new, with_explanations(task), bare, identity)
+    def context(self, task: NITask, row: str = "") -> Context:
+        inputs = self.pool(task) if (row or self.rows[0]) == "after_pool" else self.written(task)
+        return Context(inputs, instructed(task, self.settings.prompt), self.bare, identity)
 
-    def student(self, task: NITask) -> nn.Module:
+    def pool(self, task: NITask) -> Inputs:
+        return pool([instance.input for instance in task.instances[TEST:]])
+
+    def written(self, task: NITask) -> Inputs:
+        """By the model itself. None is a test input."""
+        s, given = self.settings, [example.input for example in [*task.positives, *task.negatives]]
+        tests = [instance.input for instance in task.instances[:TEST]]
+        forbidden = NearCopies([*tests, *given]) if s.plain else set(tests)
+        return few_shot_inputs(self.base, self.tokenizer, given, s.shots, s.max_input_tokens, forbidden,
+                               s.precision)
+
+    def student(self, task: NITask, row: str) -> nn.Module:
         seed = combine_seeds((self.seed, self.tasks.index(task)))
-        return self.distill_rounds(task.name, [[self.context(task)]], seed)
+        name = task.name if row == "after" else f"{task.name}/pool"
+        return self.distill_rounds(name, [[self.context(task, row)]], seed)
 
     def scores(self, task: NITask) -> dict[str, float]:
         """Teacher, student before and after, and the ratio of tokens."""
         context, instances = self.context(task), task.instances[: self.settings.test_instances]
-        models = {"teacher": (self.base, context.teacher), "before": (self.base, context.student),
-                  "after": (self.folder.get(f"{task.name}/student"), context.student)}
+        models = {"teacher": (self.base, context.teacher), "before": (self.base, context.student)}
         found = {row: self.score(*how, instances, f"{row} on {task.name}") for row, how in models.items()}
+        for row in self.rows:
+            student = self.folder.get(f"{task.name}/{STUDENTS[row]}")
+            found[row] = self.score(student, context.student, instances, f"{row} on {task.name}")
         return {**{row: score["rouge"] for row, score in found.items()},
-                "token_ratio": found["teacher"]["tokens"] / found["after"]["tokens"]}
+                "token_ratio": found["teacher"]["tokens"] / found[self.rows[0]]["tokens"]}
 
     def figures(self) -> dict[str, Any]:
         by_task = {task.name: self.folder.get(f"score-{task.name}") for task in self.chosen}
-        metrics = {row: float(np.mean([task[row] for task in by_task.values()])) for row in ROWS}
+        metrics = {row: float(np.mean([task[row] for task in by_task.values()]))
+                   for row in ROWS if row in by_task[self.chosen[0].name]}
         return {"metrics": metrics, "by_task": by_task}
 
     @classmethod
     def table(cls, record: Record) -> str:
         """Beside the paper's figures, then task by task."""
-        rows = [[task, *(f"{row[name]:.1f}" for name in ROWS)] for task, row in record["by_task"].items()]
+        columns = {"after_pool": "after, pool", "token_ratio": "tokens ÷"}
+        names = [name for name in ROWS if name in record["metrics"]]
+        rows = [[task, *(f"{row[name]:.1f}" for name in names)] for task, row in record["by_task"].items()]
         return "\n\n".join([f"Rouge-L, mean of {len(rows)} tasks, {seeds_of(record)}",
                             against_paper(record, ROWS),
-                            table(["task", "teacher", "before", "after", "tokens ÷"], rows)])
+                            table(["task", *(columns.get(name, name) for name in names)], rows)])
 
     @classmethod
     def headline(cls, record: Record) -> str:

@@ -7,7 +7,7 @@ import re
 import string
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Container, Sequence
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,34 @@ def lay_out(definition: str, positives: Sequence[Example], negatives: Sequence[E
 
 
 def inputs_prompt(inputs: Sequence[str]) -> str:
-    """A prompt after which a model writes one more input like these, for a D that is the model itself."""
-    return "\n".join([*(f"Input: {text}" for text in inputs), "Input:"])
+    """A prompt after which a model writes one more input like these, for a D that is the model itself.
+
+    Each stands on one line, with \\n where it has another, so that an input ends where the line does.
+    """
+    lines = (text.replace("\n", "\\n") for text in inputs)
+    return "\n".join([*(f"Input: {line}" for line in lines), "Input:"])
 
 
-def load_folder(folder: Path) -> list[NITask]:
-    """The task files of a folder, by name. Raises ValueError where one is unusable or two clash."""
-    paths = sorted(Path(folder).glob("*.json"))
+def read_input(line: str) -> str:
+    """What a model wrote after `inputs_prompt`."""
+    return line.replace("\\n", "\n").strip()
+
+
+def official_tests(folder: Path) -> set[str] | None:
+    """The names of the test tasks, where the repository's list of them stands beside its folder of tasks."""
+    path = Path(folder).parent / "splits" / "default" / "test_tasks.txt"
+    return set(path.read_text(encoding="utf-8").split()) if path.is_file() else None
+
+
+def load_folder(folder: Path, names: Container[str] | None = None) -> list[NITask]:
+    """The task files of a folder, by name, or those with these names.
+
+    Raises ValueError where there is none, one is unusable, or two clash.
+    """
+    paths = [path for path in sorted(Path(folder).glob("*.json")) if names is None or path.stem in names]
     if not paths:
-        raise ValueError(f"{folder} holds no task file (*.json)")
+        raise ValueError(f"{folder} holds no task file (*.json); those of Natural Instructions are in the "
+                         "folder tasks of github.com/allenai/natural-instructions")
     names: dict[str, Path] = {}
     ids: dict[str, Path] = {}
     tasks = []

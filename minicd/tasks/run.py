@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Callable, ClassVar, Iterable, Iterator
 
@@ -132,6 +133,10 @@ class Experiment:
 
     def prepare(self) -> None:
         """Called once before the first stage: the place to borrow finished stages, or to refuse settings."""
+
+    def files(self) -> list[Path]:
+        """The data files that it read, for the record."""
+        return []
 
     def publish(self) -> None:
         """Called after the last stage where --publish is given, besides writing the record into results/."""
@@ -259,6 +264,8 @@ def run(task: str, kind: type[Experiment], experiments: list[Experiment], out: P
         return None
     notes, seeds = [e.folder.notes() for e in experiments], [e.seed for e in experiments]
     record = kind.complete(make_record(task, experiments[0].settings, seeds, figures, notes, kind.PAPER))
+    if files := experiments[0].files():
+        record["files"] = {file.name: sha256(file.read_bytes()).hexdigest() for file in files}
     record["minutes"]["wall"] = round(read_wall(out / "wall.json"), 2)
     return record
 

@@ -16,22 +16,24 @@ from typing import Any, Iterator
 import numpy as np
 from torch import nn
 
-from ..distill import Context, identity
+from ..distill import Context, Template, identity
 from ..metrics import association
 from ..runtime.files import copy_tensors
 from . import differs
 from .inputs import derangement, pool
 from .instruction_eval import CHOSEN, TEST, TaskIdEval, examine_ids, numbered, with_explanations
-from .instruction_tasks import PAPER_SCALE, TaskExperiment, TaskSettings
+from .instruction_tasks import PAPER_SCALE, SMOLLM2, TaskExperiment, TaskSettings
 from .natural_instructions import NITask, find_tasks
 from .report import Record, pm, seeds_of, table
 from .run import Stage
-from .settings import beside
 
+REAL = "task1393,task242,task828,task879"  # two labels each; the paper's first two are among them
 ROUNDS = [("naive", 1), ("naive", 2), ("mixed", 1), ("mixed", 2), ("mixed_recursive", 2)]
 ROWS = {"teacher": ("teacher",), "student before": ("before_correct", "before_wrong"),
         **{f"{variant.replace('_', ', ')}, round {n}": (f"{variant}_correct_{n}", f"{variant}_wrong_{n}")
            for variant, n in ROUNDS}}
+
+
 @dataclass
 class TaskIdSettings(TaskSettings):
     """One seed of the experiment."""
@@ -45,7 +47,7 @@ class TaskIds(TaskExperiment):
     TITLE = "Task ids are associated, and associated anew (hypothesis 3, Tables 1 and 6)"
     DIFFERS = differs.TASK_IDS
     Settings, Eval, examine = TaskIdSettings, TaskIdEval, staticmethod(examine_ids)
-    SCALES = {"pocket": {}, "paper": PAPER_SCALE}
+    SCALES = {"pocket": {}, "paper": PAPER_SCALE, "smollm2": {**SMOLLM2, "chosen": REAL}}
     QUICK = dict(practice_inputs=384, test_instances=25)
     # Means of Table 6: accuracy with the right and with a wrong number. Round 2, after the shuffle: Table 1.
     PAPER = {"teacher": 81, "before_correct": 49, "before_wrong": 48,
@@ -54,7 +56,7 @@ class TaskIds(TaskExperiment):
 
     @cached_property
     def tasks(self) -> list[NITask]:
-        return find_tasks(Path(beside(self.settings.data)), self.settings.chosen, more_than=TEST)
+        return find_tasks(self.data, self.settings.chosen, more_than=TEST)
 
     @cached_property
     def numbers(self) -> list[list[int]]:
@@ -66,8 +68,11 @@ class TaskIds(TaskExperiment):
         """One round: the task at i is to be called numbers[i]."""
         inputs = [[instance.input for instance in task.instances[TEST:]] for task in self.tasks]
         everyone = pool([text for texts in inputs for text in texts])
-        return [Context(everyone if mixed else pool(own), with_explanations(task), numbered(number), identity)
+        return [Context(everyone if mixed else pool(own), with_explanations(task), self.prompt(number), identity)
                 for own, task, number in zip(inputs, self.tasks, numbers)]
+
+    def prompt(self, number: int) -> Template:
+        return numbered(number, self.settings)
 
     def stages(self) -> Iterator[Stage]:
         yield self.example(lambda: self.contexts(self.numbers[0], True)[0])
@@ -91,7 +96,7 @@ class TaskIds(TaskExperiment):
 
     def scores(self, model: nn.Module, name: str, n: int = 1) -> dict[str, list[float]]:
         """Each task's accuracy with its own number of round n, and its mean accuracy with the others'."""
-        found = [[self.accuracy(model, numbered(i), t) for i in self.numbers[n - 1]] for t in self.tasks]
+        found = [[self.accuracy(model, self.prompt(i), t) for i in self.numbers[n - 1]] for t in self.tasks]
         correct, wrong = association(np.array(found))
         return {name.format("correct"): correct.tolist(), name.format("wrong"): wrong.tolist()}
 
