@@ -22,8 +22,6 @@ from .settings import EvalSettings, beside, option
 DATA = "data/instructions/test"
 TEST = 100  # the first instances of a task are for tests, the others for choosing tasks and for practice
 CHOSEN = option("task501,task502,task503,task504", "the tasks: how their file names begin, between commas")
-
-
 MARK = "Output:"
 PLAIN = option(False, "for a plain language model: an answer ends with its line, and a bare input is "
                f"followed by a line {MARK!r}")

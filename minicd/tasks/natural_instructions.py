@@ -91,7 +91,7 @@ def load_folder(folder: Path, names: Container[str] | None = None) -> list[NITas
     paths = [path for path in sorted(Path(folder).glob("*.json")) if names is None or path.stem in names]
     if not paths:
         raise ValueError(f"{folder} holds no task file (*.json); those of Natural Instructions are in the "
-                         "folder tasks of github.com/allenai/natural-instructions")
+                         "folder tasks of github.com/allenai/natural-instructions: --data")
     names: dict[str, Path] = {}
     ids: dict[str, Path] = {}
     tasks = []
