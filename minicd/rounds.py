@@ -30,6 +30,7 @@ class RoundSettings:
     items: int = 4096  # practice inputs for each context
     epochs: float = 1.0
     on_policy: bool = False  # as many answers as items × epochs, each by the student of that moment
+    save_every: float = 30.0  # seconds between checkpoints
 
 
 def rounds(model: nn.Module, tokenizer: TextTokenizer, schedule: Sequence[Sequence[Context]],
@@ -67,14 +68,15 @@ def one_round(teacher: nn.Module, student: nn.Module, tokenizer: TextTokenizer, 
         steps = max(1, round(settings.items * len(contexts) * settings.epochs / settings.fit.batch_size))
         batches = OnPolicy(student, judge, tokenizer, contexts, settings.practice, steps=steps,
                            batch_size=settings.fit.batch_size, seed=seed)
-        fit(student, batches, settings.fit, seed=seed, checkpoint=progress, name=f"{name}, on-policy")
+        fit(student, batches, settings.fit, seed=seed, checkpoint=progress, save_every=settings.save_every,
+            name=f"{name}, on-policy")
     else:
         parts = [practice(teacher, tokenizer, context, settings.items, settings.practice,
                           seed=combine_seeds((seed, k)), folder=folder and folder / f"practice-{k}",
                           name=f"{name}, practice {k + 1}")
                  for k, context in enumerate(contexts)]
         distill(student, Examples.join(parts), settings.fit, epochs=settings.epochs, seed=seed,
-                checkpoint=progress, name=f"{name}, distill")
+                checkpoint=progress, save_every=settings.save_every, name=f"{name}, distill")
     if done:
         atomic_safetensors(done, student.state_dict())
         progress.unlink(missing_ok=True)

@@ -24,7 +24,7 @@ def pool(texts: Sequence[str]) -> Inputs:
 
 def few_shot_inputs(model: nn.Module, tokenizer: TextTokenizer, examples: list[str], shots: int,
                     max_new_tokens: int, forbidden: Container[str] = frozenset(),
-                    precision: str | None = None) -> Inputs:
+                    precision: str | None = None, temperature: float = 1.0) -> Inputs:
     """The model itself: after `shots` of the example inputs in random order it writes one more (section 3.1).
 
     What it does not finish within `max_new_tokens` is not used. Drawing raises ValueError where nine tenths
@@ -36,8 +36,8 @@ def few_shot_inputs(model: nn.Module, tokenizer: TextTokenizer, examples: list[s
         for _ in range(10):
             chosen = [rng.permutation(examples)[:shots] for _ in range(n - len(found))]
             prompts = tokenizer.encode_all([inputs_prompt(shown) for shown in chosen])
-            written, reasons = generate(model, prompts, max_new_tokens, generator=generator, reasons=True,
-                                        precision=precision)
+            written, reasons = generate(model, prompts, max_new_tokens, temperature, generator=generator,
+                                        reasons=True, precision=precision)
             texts = [read_input(tokenizer.decode(y)) for y, why in zip(written, reasons) if why != "length"]
             found += [text for text in texts if text and text not in forbidden]
             if len(found) == n:
