@@ -10,7 +10,7 @@ from minicd.hf.checkpoint import load
 from minicd.runtime.device import pick_device
 from minicd.runtime.progress import printable
 from minicd.tasks.report import rebuild
-from minicd.tasks.settings import beside, command_line, guarded, option, settings_from
+from minicd.tasks.settings import as_in_run, beside, command_line, guarded, option, settings_from
 from train import TASKS
 
 
@@ -33,7 +33,7 @@ def main() -> None:
         return
     if not flags.model:
         raise ValueError("--model is missing: the folder of a checkpoint, for example runs/addition/student")
-    settings = settings_from(arguments, task.Eval)
+    settings = as_in_run(settings_from(arguments, task.Eval), Path(flags.model).parent)
     model, tokenizer = load(beside(flags.model), pick_device(flags.device))
     if flags.ask is not None:
         print(printable(task.ask(model, tokenizer, flags.ask, settings)))

@@ -118,7 +118,7 @@ def test_every_item_and_every_addition_can_be_written():
     texts = [part for longest in LONGEST for item in items(longest) for part in item]
     question = "1 2 3 4 5 6 7 8 + 9 0 0 9 9 0 0 9"
     texts += [addition_questions.teacher_template(question), addition_questions.student_template(question),
-              addition_questions.answer(question), *(s(question) for s in addition_questions.SCRATCHPADS.values())]
+              addition_questions.answer(question), *(addition_questions.FORMS[form].scratchpad(question) for form in ("compact", "nye"))]
     for text, tokens in zip(texts, tokenizer.encode_all(texts)):
         assert unknown not in tokens, text
         assert tokenizer.decode(tokens) == text

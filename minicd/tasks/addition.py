@@ -20,8 +20,8 @@ from ..tokenizer import TextTokenizer
 from ..training import OPTIMISERS
 from . import addition_eval, differs
 from .addition_eval import evaluate
-from .addition_questions import (SCRATCHPADS, addition_context, answer, carry_run, digits, draw_questions,
-                                 longest_scratchpad, student_template, teacher_template, test_questions)
+from .addition_questions import (FORMS, addition_context, carry_run, digits, draw_questions,
+                                 longest_scratchpad, test_questions)
 from .folder import RunFolder, borrow_same
 from .report import Record, against_paper, pm, seeds_of, table, time_line
 from .run import Experiment, Stage, one_item, seed_folder
@@ -40,14 +40,14 @@ LABELLED = ("model", "precision", "max_digits", "scratchpad", "train_questions",
 PARTS = {"by_digits": digits, "by_carry_run": carry_run}  # what a small table groups the questions by
 
 
-def scratchpad_examples(questions: list[str], tokenizer: TextTokenizer, style: str) -> Examples:
-    return Examples.hard(tokenizer.encode_all([teacher_template(q) for q in questions]),
-                         tokenizer.encode_answers([SCRATCHPADS[style](q) for q in questions]))
+def scratchpad_examples(questions: list[str], tokenizer: TextTokenizer, form: str) -> Examples:
+    return Examples.hard(tokenizer.encode_all([FORMS[form].teacher(q) for q in questions]),
+                         tokenizer.encode_answers([FORMS[form].scratchpad(q) for q in questions]))
 
 
-def direct_examples(questions: list[str], tokenizer: TextTokenizer) -> Examples:
-    return Examples.hard(tokenizer.encode_all([student_template(q) for q in questions]),
-                         tokenizer.encode_answers([answer(q) for q in questions]))
+def direct_examples(questions: list[str], tokenizer: TextTokenizer, form: str) -> Examples:
+    return Examples.hard(tokenizer.encode_all([FORMS[form].student(q) for q in questions]),
+                         tokenizer.encode_answers([FORMS[form].answer(q) for q in questions]))
 
 
 @dataclass
@@ -55,7 +55,8 @@ class AdditionSettings(DistillSettings):
     """One seed of the experiment. The defaults are the pocket scale; `paper` is the paper's recipe."""
 
     max_digits: int = option(8, "longest operands", least=1, most=18, unit="digits")
-    scratchpad: str = option("compact", "format: compact, or nye (the paper's)", choices=SCRATCHPADS)
+    scratchpad: str = option("compact", "format: compact, nye (the paper's), or lines: one a column, digits "
+                             "without spaces, for tokenizers that split them", choices=FORMS)
     train_questions: int = option(499, "labelled, for teacher and baselines alike", least=1, most=10**6,
                                   unit="questions")
     teacher_epochs: int = option(80, "passes of the teacher over its scratchpads", least=1, most=10**6)
@@ -102,7 +103,10 @@ class Addition(Experiment):
     SCALES = {"pocket": {}, "paper": dict(
         scale="paper", scratchpad="nye", train_questions=499, teacher_epochs=1000, teacher_lr=3e-4,
         teacher_batch=8, direct_epochs=1000, practice_questions=10_000, student_epochs=1.0, student_lr=3e-4,
-        student_batch=8, warmup=0.0, decay=0.0, clip=0.0, optimiser="adamw")}
+        student_batch=8, warmup=0.0, decay=0.0, clip=0.0, optimiser="adamw"), "smollm2": dict(
+        scale="smollm2", model="data/smollm2", scratchpad="lines", teacher_epochs=12, teacher_lr=1e-4,
+        teacher_batch=16, direct_epochs=40, dropout=0.0, practice_questions=10_000, student_epochs=5.0,
+        student_lr=2e-4, student_batch=32, optimiser="adamw", test_questions=2000, save_every=300.0)}
     QUICK = dict(max_digits=3, teacher_epochs=20, teacher_lr=3e-3, dropout=0.0, floor=5.0, direct_epochs=10,
                  practice_questions=10_000, student_epochs=8.0, student_lr=3e-3, student_batch=64,
                  test_questions=500)
@@ -125,7 +129,7 @@ class Addition(Experiment):
 
     @cached_property
     def context(self) -> Context:
-        return addition_context(self.tokenizer, self.settings.max_digits)
+        return addition_context(self.tokenizer, self.settings.max_digits, self.settings.scratchpad)
 
     @cached_property
     def longest(self) -> int:
@@ -170,7 +174,7 @@ class Addition(Experiment):
         """Train on the labelled questions: on scratchpads, then on direct answers, or on both at once."""
         s, questions = self.settings, self.questions["train"]
         scratchpads = scratchpad_examples(questions, self.tokenizer, s.scratchpad)
-        direct = direct_examples(questions, self.tokenizer)
+        direct = direct_examples(questions, self.tokenizer, s.scratchpad)
         start = self.folder.get("teacher") if stage == "scratchpad_then_direct" else self.base
         examples = {"teacher": scratchpads, "scratchpad_then_direct": direct,
                     "scratchpad_and_direct": Examples.join([scratchpads, direct])}[stage]
@@ -180,7 +184,7 @@ class Addition(Experiment):
 
     def validation(self) -> dict[str, Any]:
         return evaluate(self.folder.get("teacher"), self.tokenizer, self.questions["validation"], True,
-                        self.longest, "check teacher", self.settings.precision)
+                        self.longest, "check teacher", self.settings.precision, self.settings.scratchpad)
 
     def check_teacher(self) -> None:
         """Raises ValueError for a teacher that is not worth distilling."""
@@ -202,10 +206,11 @@ class Addition(Experiment):
 
     def true_answers(self, items: Examples) -> Examples:
         """The same questions with true answers in place of the teacher's."""
-        known, prefix = items.inputs is not None, len(student_template(""))  # old practice sets lack inputs
+        form = self.settings.scratchpad
+        known, prefix = items.inputs is not None, len(FORMS[form].student(""))  # old practice sets lack inputs
         questions = [items.input(i) if known else self.tokenizer.decode(items.prompts[i])[prefix:]
                      for i in range(len(items))]
-        return direct_examples(questions, self.tokenizer)
+        return direct_examples(questions, self.tokenizer, form)
 
     def student(self, stage: str, loss: str) -> nn.Module:
         """The teacher's own weights, fine-tuned to answer at once."""
@@ -219,7 +224,7 @@ class Addition(Experiment):
         questions = test_questions(self.settings.test_questions, self.settings.max_digits)
         longest = self.longest if row == "teacher" else 2 * self.settings.max_digits + 4
         return evaluate(self.folder.get(self.models[row]), self.tokenizer, questions, row == "teacher",
-                        longest, f"test {row}", self.settings.precision)
+                        longest, f"test {row}", self.settings.precision, self.settings.scratchpad)
 
     def figures(self) -> dict[str, Any] | None:
         if self.settings.until != "table":
