@@ -160,7 +160,8 @@ def pretrained_result(folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as saved:
         row = from_folder(folder, Path(saved), theirs, prompts, answers, 50)
     problem = "" if max(row["relative"], row["saved"]) <= TOLERANCE else "the logits differ"
-    problem = problem or ("" if row["equal"] + row["ties"] == row["completions"] else "the completions differ")
+    same = row["equal"] + row["ties"] == row["completions"]
+    problem = problem or ("" if same else "the completions differ")
     print(f"{folder.name}: {words(row | {'problem': problem})}\n", flush=True)
     return row | {"family": f"data/{folder.name}", "configurations": 1, "mismatches": bool(problem)}
 

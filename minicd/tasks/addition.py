@@ -23,7 +23,7 @@ from .addition_eval import evaluate
 from .addition_questions import (FORMS, addition_context, carry_run, digits, draw_questions,
                                  longest_scratchpad, test_questions)
 from .folder import RunFolder, borrow_same
-from .report import Record, against_paper, pm, seeds_of, table, time_line
+from .report import Record, against_paper, bars, pm, seeds_of, table, time_line
 from .run import Experiment, Stage, one_item, seed_folder
 from .settings import DistillSettings, option
 
@@ -107,6 +107,7 @@ class Addition(Experiment):
         scale="smollm2", model="data/smollm2", scratchpad="lines", teacher_epochs=12, teacher_lr=1e-4,
         teacher_batch=16, direct_epochs=40, dropout=0.0, practice_questions=10_000, student_epochs=5.0,
         student_lr=2e-4, student_batch=32, optimiser="adamw", test_questions=2000, save_every=300.0)}
+    RECORDS = ("pocket", "smollm2", "paper")
     QUICK = dict(max_digits=3, teacher_epochs=20, teacher_lr=3e-3, dropout=0.0, floor=5.0, direct_epochs=10,
                  practice_questions=10_000, student_epochs=8.0, student_lr=3e-3, student_batch=64,
                  test_questions=500)
@@ -206,8 +207,8 @@ class Addition(Experiment):
 
     def true_answers(self, items: Examples) -> Examples:
         """The same questions with true answers in place of the teacher's."""
-        form = self.settings.scratchpad
-        known, prefix = items.inputs is not None, len(FORMS[form].student(""))  # old practice sets lack inputs
+        form, known = self.settings.scratchpad, items.inputs is not None  # old practice sets lack them
+        prefix = len(FORMS[form].student(""))
         questions = [items.input(i) if known else self.tokenizer.decode(items.prompts[i])[prefix:]
                      for i in range(len(items))]
         return direct_examples(questions, self.tokenizer, form)
@@ -256,6 +257,14 @@ class Addition(Experiment):
             f"{seeds_of(record)}", against_paper(record, titles),
             f"Of the teacher's practice answers {true} % are true; {dropped} % of the questions were "
             "dropped, since no answer could be extracted.", *parts])
+
+    @classmethod
+    def plot(cls, record: Record, path: Path) -> bool:
+        """Table 3 as a picture."""
+        rows = [row for row in MODELS if row in record["paper"]]
+        columns = {f"minicd, {record['scale']} scale": [record["metrics"][row]["mean"] for row in rows],
+                   "paper": [record["paper"][row] for row in rows]}
+        return bars(columns, [ROWS[row].strip("*") for row in rows], path, cls.TITLE, "exact match, %")
 
     @classmethod
     def headline(cls, record: Record) -> str:

@@ -13,7 +13,8 @@ from ..labels import Examples
 from ..metrics import exact_match
 from ..sampling import generate
 from ..tokenizer import TextTokenizer
-from .addition_questions import FORMS, answer, carry_run, digits, final_answer, joined, split_of, test_questions
+from .addition_questions import (FORMS, answer, carry_run, digits, final_answer, joined, split_of,
+                                 test_questions)
 from .inputs import tell_unknown_words
 from .settings import EvalSettings, option
 

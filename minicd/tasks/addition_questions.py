@@ -64,7 +64,7 @@ def nye_scratchpad(question: str) -> str:
 
 
 def lines_scratchpad(question: str) -> str:
-    """One line a column, last column first: digits and carry, then sum: '1 2 + 3 4' → '2+4+0=06', …, '#46#'."""
+    """One line a column, last column first: both digits and the carry: '5 + 5' → '5+5+0=10', '#10#'."""
     a, b = (side.split() for side in question.split("+"))
     carry, lines = 0, []
     for x, y in zip(reversed(a), reversed(b)):

@@ -62,16 +62,50 @@ def run_line(record: Record) -> str:
 
 
 def scatter(points: dict[str, Sequence[float]], path: Path, title: str, x: str, y: str) -> bool:
-    """A PNG of the points, where matplotlib is installed. Whether it was drawn."""
+    """A PNG of the points. Whether it was drawn, as in `picture`."""
+    def draw(axes: Any) -> None:
+        axes.axline((0, 0), slope=1, color="lightgrey", zorder=0)
+        axes.scatter(*zip(*points.values()))
+        axes.set(xlabel=x, ylabel=y, title=title)
+    return picture(path, (5, 4), draw)
+
+
+def line_plot(lines: dict[str, dict[int, Any]], path: Path, title: str, x: str, y: str) -> bool:
+    """A PNG of curves, number → metric, with the spread over the seeds. Whether it was drawn."""
+    def draw(axes: Any) -> None:
+        for name, points in lines.items():
+            means, spreads = zip(*((metric["mean"], metric["std"] or 0.0) for metric in points.values()))
+            axes.errorbar(list(points), means, yerr=spreads, marker="o", capsize=3, label=name)
+        ticks = sorted({n for points in lines.values() for n in points})
+        axes.set(xlabel=x, ylabel=y, title=title, xscale="log", xticks=ticks, ylim=(-2, 102))
+        axes.set_xticks([], minor=True)
+        axes.set_xticklabels([f"{n:,}" for n in ticks], rotation=45, ha="right")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return picture(path, (6, 4.5), draw)
+
+
+def bars(columns: dict[str, list[float]], names: Sequence[str], path: Path, title: str, y: str) -> bool:
+    """A PNG: for each of the names a group with a bar of each column. Whether it was drawn."""
+    def draw(axes: Any) -> None:
+        width = 0.8 / len(columns)
+        for i, (column, values) in enumerate(columns.items()):
+            shown = axes.bar([place + i * width for place in range(len(names))], values, width, label=column)
+            axes.bar_label(shown, fmt="%.0f", fontsize=8)
+        axes.set(ylabel=y, title=title, xticks=[place + 0.4 - width / 2 for place in range(len(names))])
+        axes.set_xticklabels(names, rotation=20, ha="right")
+        axes.legend()
+    return picture(path, (7, 4), draw)
+
+
+def picture(path: Path, size: tuple[float, float], draw: Callable[[Any], None]) -> bool:
+    """A PNG of what `draw(axes)` draws, where matplotlib is installed. Whether it was drawn."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         print("No plot was drawn: pip install matplotlib")
         return False
-    axes = (figure := Figure(figsize=(5, 4), layout="constrained")).add_subplot()
-    axes.axline((0, 0), slope=1, color="lightgrey", zorder=0)
-    axes.scatter(*zip(*points.values()))
-    axes.set(xlabel=x, ylabel=y, title=title)
+    draw((figure := Figure(figsize=size, layout="constrained")).add_subplot())
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     return True
