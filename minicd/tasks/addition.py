@@ -23,7 +23,7 @@ from .addition_eval import evaluate
 from .addition_questions import (FORMS, addition_context, carry_run, digits, draw_questions,
                                  longest_scratchpad, test_questions)
 from .folder import RunFolder, borrow_same
-from .report import Record, against_paper, bars, pm, seeds_of, table, time_line
+from .report import Record, against_paper, bars, columns, pm, seeds_of, table
 from .run import Experiment, Stage, one_item, seed_folder
 from .settings import DistillSettings, option
 
@@ -107,7 +107,7 @@ class Addition(Experiment):
         scale="smollm2", model="data/smollm2", scratchpad="lines", teacher_epochs=12, teacher_lr=1e-4,
         teacher_batch=16, direct_epochs=40, dropout=0.0, practice_questions=10_000, student_epochs=5.0,
         student_lr=2e-4, student_batch=32, optimiser="adamw", test_questions=2000, save_every=300.0)}
-    RECORDS = ("pocket", "smollm2", "paper")
+    RECORDS = ("smollm2", "pocket", "paper")
     QUICK = dict(max_digits=3, teacher_epochs=20, teacher_lr=3e-3, dropout=0.0, floor=5.0, direct_epochs=10,
                  practice_questions=10_000, student_epochs=8.0, student_lr=3e-3, student_batch=64,
                  test_questions=500)
@@ -267,7 +267,6 @@ class Addition(Experiment):
         return bars(columns, [ROWS[row].strip("*") for row in rows], path, cls.TITLE, "exact match, %")
 
     @classmethod
-    def headline(cls, record: Record) -> str:
+    def front(cls, records: list[Record]) -> str:
         """README shows Table 3 itself."""
-        run = f"{seeds_of(record)}, {time_line(record)}, commit {record['commit']}"
-        return f"{against_paper(record, ROWS)}\n\n({run}.)"
+        return columns(records, ROWS)

@@ -8,6 +8,7 @@ from typing import Any, Callable, Iterable, Sequence
 from ..runtime.files import atomic_bytes, read_json
 
 Record = dict[str, Any]
+COLUMNS = {"pocket": "pocket", "smollm2": "SmolLM2-135M", "paper": "the paper's model"}  # titles by scale
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -21,6 +22,18 @@ def against_paper(record: Record, titles: dict[str, str]) -> str:
     rows = [[title, pm(record["metrics"][name]), record["paper"].get(name, "")]
             for name, title in titles.items() if name in record["metrics"]]
     return table(["", "minicd", "paper"], rows)
+
+
+def columns(records: Sequence[Record], titles: dict[str, str]) -> str:
+    """The paper's figures beside those of several records, and under each how long it took."""
+    names = [COLUMNS.get(record["scale"], record["scale"]) for record in records]
+    rows = [[title, records[0]["paper"].get(name, ""),
+             *(pm(record["metrics"][name]) if name in record["metrics"] else "" for record in records)]
+            for name, title in titles.items() if any(name in record["metrics"] for record in records)]
+    minutes = [f"{max(record['minutes']['total']):.0f}" for record in records]
+    runs = "\n".join(f"* {name}: {seeds_of(record)}, {time_line(record)}, commit {record['commit']}"
+                     for name, record in zip(names, records))
+    return f"{table(['', 'paper', *names], [*rows, ['minutes a seed, all stages', '', *minutes]])}\n\n{runs}"
 
 
 def pm(metric: dict[str, Any], digits: int = 1) -> str:
@@ -166,10 +179,13 @@ def rebuild(root: Path, tasks: dict[str, Any], bench: dict[str, tuple[str, Calla
     sections |= {stem: (title, show, "") for stem, (title, show) in bench.items()}
     results, readme = root / "results", root / "README.md"
     atomic_bytes(results / "README.md", results_page(results, sections).encode())
-    records = {name: results / f"{name}-pocket.json" for name in tasks}
-    lines = {name: shown_record(path, tasks[name].headline)
-             for name, path in records.items() if path.exists()}
-    bullets = [f"* **{tasks[name].TITLE}**, `python train.py --task {name}`: {line}"
-               for name, line in lines.items() if name != "addition"]
-    regions = {"addition": lines.get("addition", ""), "others": "\n".join(bullets)}
+    bullets, regions = [], {}
+    for name, kind in tasks.items():
+        paths = [results / f"{name}-{scale}.json" for scale in kind.RECORDS]
+        records = [shown_record(path, dict) for path in paths if path.exists()]
+        regions[name] = kind.front(records) if records else ""
+        if not regions[name] and (path := results / f"{name}-pocket.json").exists():
+            line = shown_record(path, kind.headline)
+            bullets.append(f"* **{kind.TITLE}**, `python train.py --task {name}`: {line}")
+    regions["others"] = "\n".join(bullets)
     atomic_bytes(readme, fill_regions(readme.read_text(encoding="utf-8"), regions).encode())
