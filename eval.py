@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from bench.tables import TABLES
 from minicd.hf.checkpoint import load
 from minicd.runtime.device import pick_device
 from minicd.runtime.progress import printable
 from minicd.tasks.report import rebuild
-from minicd.tasks.settings import beside, command_line, guarded, option, settings_from
+from minicd.tasks.run import Experiment
+from minicd.tasks.settings import as_in_run, beside, command_line, guarded, option, settings_from
 from train import TASKS
 
 
@@ -19,8 +23,9 @@ class Flags:
     """What every evaluation has, whatever the experiment."""
 
     task: str = option("addition", f"the experiment: {', '.join(TASKS)}; with --help, its settings too")
-    model: str = option("", "folder (or hub id) of the checkpoint")
-    ask: str | None = option(None, 'answer one question, for example "12345678 + 87654321", or a prompt')
+    model: str = option("", "folder (or hub id) of the checkpoint; to --ask, a run folder for all its students")
+    ask: str | None = option(None, 'answer one question, for example "12345678 + 87654321", or a prompt; '
+                             "the base of the run answers, too")
     device: str = option("auto", "cpu, cuda, or auto: cuda where there is one")
     report: bool = option(False, "rebuild results/README.md and the tables of README.md from results/*.json")
 
@@ -33,12 +38,49 @@ def main() -> None:
         return
     if not flags.model:
         raise ValueError("--model is missing: the folder of a checkpoint, for example runs/addition/student")
-    settings = settings_from(arguments, task.Eval)
-    model, tokenizer = load(beside(flags.model), pick_device(flags.device))
+    settings, device = settings_from(arguments, task.Eval), pick_device(flags.device)
     if flags.ask is not None:
-        print(printable(task.ask(model, tokenizer, flags.ask, settings)))
-    else:
-        print(printable(task.examine(model, tokenizer, settings, Path(flags.model))))
+        ask(task, flags, settings, device)
+        return
+    settings = as_in_run(settings, run_of(Path(flags.model)))
+    model, tokenizer = load(beside(flags.model), device)
+    print(printable(task.examine(model, tokenizer, settings, Path(flags.model))))
+
+
+def ask(task: type[Experiment], flags: Flags, settings: Any, device: torch.device) -> None:
+    """The answers of a model, or of all students in a run folder, and of the base that they come from."""
+    run, models = answering(flags.model)
+    settings = as_in_run(settings, run)
+    for name, folder in models.items():
+        model, tokenizer = load(folder, device)
+        answer = printable(task.ask(model, tokenizer, flags.ask, settings))
+        print(answer if len(models) == 1 else f"{name:{max(map(len, models))}}  {answer}")
+
+
+def answering(model: str) -> tuple[Path, dict[str, str]]:
+    """The run folder of what --model names, and by its name the folder of each model that answers."""
+    folder = Path(beside(model))
+    run = run_of(folder)
+    students = [folder] if run != folder else sorted(file.parent for file in run.rglob("model.safetensors")
+                                                     if file.parent.name.startswith("student"))
+    if not students:
+        raise ValueError(f"{folder} has no finished student to ask")
+    found = {str(student.relative_to(run)) if run == folder else model: str(student) for student in students}
+    base = as_in_run(OfRun(), run).model
+    return run, found | ({} if base is None else {f"its base, {base}": beside(base)})
+
+
+def run_of(folder: Path) -> Path:
+    """The run folder in which a model is."""
+    return next((place for place in [folder, *folder.parents[:3]] if (place / "settings.json").exists()),
+                folder.parent)
+
+
+@dataclass
+class OfRun:
+    """What a run's settings say of its models."""
+
+    model: str | None = option(None, "the base")
 
 
 if __name__ == "__main__":

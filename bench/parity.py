@@ -5,7 +5,8 @@
     python -m bench.parity --publish                           # also writes results/bench-parity.json
 
 transformers makes and saves a model; minicd loads it and must give the same teacher-forced logits and greedy
-completions. What minicd then saves, transformers must load without a missing or unexpected tensor, and give
+completions. The pretrained model of data/smollm2, where it is, has to write 50 tokens.
+What minicd then saves, transformers must load without a missing or unexpected tensor, and give
 the same logits as before. Relative differences are divided by the standard deviation of the logits; above
 TOLERANCE the command ends with status 1.
 """
@@ -30,6 +31,8 @@ TOLERANCE = 1e-4
 TIE = 1e-3  # two tokens whose logits are this near: rounding decides which of them is the greedy one
 PROMPT_LENGTHS, ANSWER_LENGTHS, NEW_TOKENS = [30, 1, 13, 22], [17, 9, 1, 20], 16
 EOS = 1
+REAL = ROOT / "data" / "smollm2"
+BEGINNINGS = ["The capital of France is", "Once upon a time", "def fibonacci(n):\n", "1 + 1 = 2, 2 + 2 ="]
 Rows = list[list[int]]
 
 
@@ -110,13 +113,14 @@ def main() -> None:
     arguments = parse()
     version = import_transformers().__version__
     results = [family_result(family, arguments.draws, arguments.seed) for family in arguments.families]
+    results += [pretrained_result(REAL)] if REAL.exists() else []
     if arguments.publish:
         settings = {"draws": arguments.draws, "seed": arguments.seed, "tolerance": TOLERANCE}
         path = ROOT / "results" / "bench-parity.json"
         publish(path, torch.device("cpu"), settings, results, transformers=version)
     wrong = sum(result["mismatches"] for result in results)
     if wrong:
-        total = arguments.draws * len(results)
+        total = sum(result["configurations"] for result in results)
         raise ValueError(f"{wrong} of {total} configurations differ from transformers")
 
 
@@ -145,6 +149,21 @@ def family_result(family: str, draws: int, seed: int) -> dict[str, Any]:
                "mismatches": sum(bool(row["problem"]) for row in rows)}
     print(f"{family}, all {draws}: {words(result)}; {result['mismatches']} mismatches\n", flush=True)
     return result
+
+
+def pretrained_result(folder: Path) -> dict[str, Any]:
+    """The same of the pretrained decoder in a folder, which transformers reads too."""
+    theirs = import_transformers().AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer, rng = load(folder)[1], random.Random(0)
+    prompts = tokenizer.encode_all(BEGINNINGS)
+    answers = [[rng.randrange(3, len(tokenizer)) for _ in range(n)] for n in ANSWER_LENGTHS]
+    with tempfile.TemporaryDirectory() as saved:
+        row = from_folder(folder, Path(saved), theirs, prompts, answers, 50)
+    problem = "" if max(row["relative"], row["saved"]) <= TOLERANCE else "the logits differ"
+    same = row["equal"] + row["ties"] == row["completions"]
+    problem = problem or ("" if same else "the completions differ")
+    print(f"{folder.name}: {words(row | {'problem': problem})}\n", flush=True)
+    return row | {"family": f"data/{folder.name}", "configurations": 1, "mismatches": bool(problem)}
 
 
 def words(row: dict[str, Any]) -> str:
@@ -203,14 +222,20 @@ def differences(folder: Path, theirs: Any, rng: random.Random) -> dict[str, Any]
                         for lengths in (PROMPT_LENGTHS, ANSWER_LENGTHS))
     theirs.save_pretrained(folder / "theirs")
     word_tokenizer([f"w{n}" for n in range(3, size)]).save(folder / "theirs" / "tokenizer.json")
-    model, tokenizer = load(folder / "theirs")
+    return from_folder(folder / "theirs", folder / "ours", theirs, prompts, answers, NEW_TOKENS)
+
+
+def from_folder(written: Path, ours: Path, theirs: Any, prompts: Rows, answers: Rows,
+                new_tokens: int) -> dict[str, Any]:
+    """minicd reads the folder `written` of the model `theirs`, and saves it again as `ours`."""
+    model, tokenizer = load(written)
     expected = their_logits(theirs, prompts, answers)
     absolute = largest(our_logits(model, prompts, answers), expected)
-    save(model, tokenizer, folder / "ours")
+    save(model, tokenizer, ours)
     spread = torch.cat(expected).std().item()
-    saved = largest(their_logits(read_back(theirs, folder / "ours"), prompts, answers), expected) / spread
+    saved = largest(their_logits(read_back(theirs, ours), prompts, answers), expected) / spread
     found = {"absolute": absolute, "relative": absolute / spread, "saved": saved}
-    return found | completions(model, theirs, prompts)
+    return found | completions(model, theirs, prompts, new_tokens)
 
 
 def read_back(theirs: Any, folder: Path) -> Any:
@@ -246,20 +271,20 @@ def largest(ours: list[Tensor], theirs: list[Tensor]) -> float:
     return torch.stack([(a - b).abs().max() for a, b in zip(ours, theirs)]).max().item()
 
 
-def completions(model: nn.Module, theirs: Any, prompts: Rows) -> dict[str, int]:
+def completions(model: nn.Module, theirs: Any, prompts: Rows, new_tokens: int) -> dict[str, int]:
     """How many greedy completions are equal, and how many differ only by a tie of two tokens."""
-    ours = sampling.generate(model, prompts, NEW_TOKENS, temperature=0, precision="fp32")
-    expected = [their_completion(theirs, prompt) for prompt in prompts]
+    ours = sampling.generate(model, prompts, new_tokens, temperature=0, precision="fp32")
+    expected = [their_completion(theirs, prompt, new_tokens) for prompt in prompts]
     ties = [a != b and tie(theirs, prompt, a + [EOS], b + [EOS])
             for prompt, a, b in zip(prompts, ours, expected)]
     return {"completions": len(prompts), "equal": sum(map(list.__eq__, ours, expected)), "ties": sum(ties)}
 
 
-def their_completion(model: Any, prompt: list[int]) -> list[int]:
+def their_completion(model: Any, prompt: list[int], new_tokens: int) -> list[int]:
     encoder_decoder = model.config.is_encoder_decoder  # transformers 5: its cache has the encoder's layers
     ids = torch.tensor([prompt])
     out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, num_beams=1,
-                         pad_token_id=0, max_new_tokens=NEW_TOKENS, use_cache=not encoder_decoder)
+                         pad_token_id=0, max_new_tokens=new_tokens, use_cache=not encoder_decoder)
     row, stops = out[0, 1 if encoder_decoder else len(prompt) :].tolist(), model.config.eos_token_id
     stops = stops if isinstance(stops, list) else [stops]
     return row[:-1] if row[-1] in stops else row

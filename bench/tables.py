@@ -121,6 +121,7 @@ def machine(record: Record) -> str:
 TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "bench-parity": ("The same numbers as transformers", parity_table),
     "bench-train": ("Training and labelling speed", train_table),
+    "bench-real": ("The real model beside transformers", train_table),
     "bench-sampling": ("Decoding speed, tokens per second", sampling_table),
     "bench-labels": ("Cost of soft labels", labels_table),
     "bench-damage": ("Under damage", damage_table),

@@ -10,6 +10,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 torch.set_num_threads(1)
 
+SMOLLM2 = Path(__file__).resolve().parent.parent / "data" / "smollm2"
+
+
+def pytest_configure(config) -> None:
+    config.addinivalue_line("markers", "smollm2: needs the pretrained model, data/smollm2")
+
+
+def pytest_collection_modifyitems(items) -> None:
+    if not SMOLLM2.exists():
+        skip = pytest.mark.skip(reason="the pretrained model is not here: python data/smollm2.py makes data/smollm2")
+        for item in items:
+            if item.get_closest_marker("smollm2"):
+                item.add_marker(skip)
+
 
 @pytest.fixture
 def folder(tmp_path) -> Path:

@@ -110,7 +110,7 @@ def test_scratchpads_as_documented():
     assert text.compact_scratchpad("9 9 + 9 9") == "9 9 C: 0 => 8 , 9 9 C: 1 => 9 , C: 1 # 1 9 8 #"
     assert text.nye_scratchpad("5 + 5") == "5 + 5 , C: 0 => , 0 C: 1 => 1 0 Final answer: # 1 0 #"
     assert text.compact_scratchpad("0 + 0") == "0 0 C: 0 => 0 , C: 0 # 0 #"
-    assert text.SCRATCHPADS == {"compact": text.compact_scratchpad, "nye": text.nye_scratchpad}
+    assert list(text.FORMS) == ["compact", "nye", "lines"]
     assert text.teacher_template("1 + 2") == "add step by step : 1 + 2"
     assert text.student_template("1 + 2") == "add : 1 + 2"
 
@@ -132,7 +132,7 @@ def test_carry_run(question, expected):
 def test_the_extractor_keeps_the_final_answer(tokenizer, style):
     extract = text.final_answer(tokenizer)
     for question in random_questions(300, seed=3):
-        tokens = tokenizer.encode(text.SCRATCHPADS[style](question))[:-1]
+        tokens = tokenizer.encode(text.FORMS[style].scratchpad(question))[:-1]
         found = extract(tokens)
         assert isinstance(found, slice) and found.stop <= len(tokens)
         assert tokenizer.decode(tokens[found]).replace(" ", "") == str(sum_of(question))
@@ -141,7 +141,7 @@ def test_the_extractor_keeps_the_final_answer(tokenizer, style):
 def test_the_extractor_refuses_what_was_cut_short(tokenizer, style):
     extract = text.final_answer(tokenizer)
     for question in random_questions(20, seed=4):
-        tokens = tokenizer.encode(text.SCRATCHPADS[style](question))[:-1]
+        tokens = tokenizer.encode(text.FORMS[style].scratchpad(question))[:-1]
         for end in range(len(tokens)):
             assert extract(tokens[:end]) is None, tokenizer.decode(tokens[:end])
 
@@ -174,7 +174,7 @@ def test_no_scratchpad_is_longer_than_its_bound(tokenizer, style):
     """T5 writes 0 as two tokens, so the sum of nines is not the longest; a completion must never be cut short."""
     for k in (1, 3, 8):
         bound = text.longest_scratchpad(tokenizer, style, k)
-        lengths = [len(tokenizer.encode(text.SCRATCHPADS[style](q))) for q in random_questions(200, seed=5) if len(q) <= 4 * k + 1]
+        lengths = [len(tokenizer.encode(text.FORMS[style].scratchpad(q))) for q in random_questions(200, seed=5) if len(q) <= 4 * k + 1]
         assert max(lengths) <= bound <= 2 * max(lengths)
 
 
@@ -264,9 +264,9 @@ def texts(tokenizer, rows) -> list[str]:
 def test_supervised_examples_spell_out_prompts_and_answers(tokenizer, style):
     questions = random_questions(10, seed=6)
     scratchpads = addition.scratchpad_examples(questions, tokenizer, style)
-    direct = addition.direct_examples(questions, tokenizer)
+    direct = addition.direct_examples(questions, tokenizer, "compact")
     assert texts(tokenizer, scratchpads.prompts) == [f"add step by step : {q}" for q in questions]
-    assert texts(tokenizer, scratchpads.answers) == [text.SCRATCHPADS[style](q) for q in questions]
+    assert texts(tokenizer, scratchpads.answers) == [text.FORMS[style].scratchpad(q) for q in questions]
     assert texts(tokenizer, direct.prompts) == [f"add : {q}" for q in questions]
     assert texts(tokenizer, direct.answers) == [spaced(sum_of(q)) for q in questions]
     assert all(direct.answers[i][-1] == tokenizer.eos_id for i in range(len(questions)))
@@ -278,7 +278,8 @@ def test_true_answers_put_the_sums_in_place_of_the_labels(tokenizer, with_inputs
     prompts = tokenizer.encode_all([text.student_template(q) for q in questions])
     wrong = Examples.hard(prompts, tokenizer.encode_all(["7"] * len(questions)))
     wrong.inputs = Ragged.of_texts(questions) if with_inputs else None
-    true = addition.Addition.true_answers(SimpleNamespace(tokenizer=tokenizer), wrong)
+    true = addition.Addition.true_answers(SimpleNamespace(
+        tokenizer=tokenizer, settings=addition.AdditionSettings()), wrong)
     assert [true.prompts[i] for i in range(len(true))] == prompts
     assert texts(tokenizer, true.answers) == [spaced(sum_of(q)) for q in questions]
     assert true.labels.ids.values.tolist() == true.answers.values.tolist()
@@ -392,9 +393,9 @@ def test_ask_writes_the_prompt_of_the_templates(scripted, question):
 def test_a_model_that_practised_the_test_is_not_scored(tmp_path):
     tokenizer = pocket_tokenizer()
     tested, practised = text.test_questions(20, 8), text.draw_questions(20, 8, "practice", np.random.default_rng(0))
-    addition_eval.check_unseen(tested, tmp_path, tokenizer)  # no practice set there
-    addition.direct_examples(practised, tokenizer).save(tmp_path / "practice.safetensors")
-    addition_eval.check_unseen(tested, tmp_path, tokenizer)
-    addition.direct_examples(practised + tested[-1:], tokenizer).save(tmp_path / "practice.safetensors")
+    addition_eval.check_unseen(tested, tmp_path, tokenizer, "compact")  # no practice set there
+    addition.direct_examples(practised, tokenizer, "compact").save(tmp_path / "practice.safetensors")
+    addition_eval.check_unseen(tested, tmp_path, tokenizer, "compact")
+    addition.direct_examples(practised + tested[-1:], tokenizer, "compact").save(tmp_path / "practice.safetensors")
     with pytest.raises(ValueError, match="practice.safetensors holds test questions"):
-        addition_eval.check_unseen(tested, tmp_path, tokenizer)
+        addition_eval.check_unseen(tested, tmp_path, tokenizer, "compact")

@@ -487,7 +487,7 @@ def test_a_folder_that_cannot_be_written(base, tmp_path, refused):
     (["--task", "adition"], "there is no task 'adition'; did you mean addition?; tasks: addition"),
     (["--task=pockett"], "there is no task 'pockett'; did you mean pocket?"),
     (["--task", "sorting"], "there is no task 'sorting'"),
-    ([], "--task is missing; tasks: addition, instructions, explanations, task_ids, pocket"),
+    ([], "--task is missing; tasks: addition, instructions, explanations, task_ids, curves, pocket"),
     (["--task"], "argument --task: expected one argument"),
     (["--taks", "addition"], "unknown argument --taks; did you mean --task?"),
     (["--task", "addition", "--techer-epochs", "3"], "unknown argument --techer-epochs; did you mean --teacher-epochs?"),
@@ -609,9 +609,14 @@ def test_one_question_is_answered(finished, cli, refused, capsys):
     cli("eval", "--model", student, "--ask", "123+456", "--device", "cpu", "--max-new-tokens", 9, "--precision", "fp32")
     model, tokenizer = load(student)
     completion = generate(model, [tokenizer.encode("add : 1 2 3 + 4 5 6")], 9, temperature=0, precision="fp32")[0]
-    assert capsys.readouterr().out == tokenizer.decode(completion).replace(" ", "") + "\n"
+    answer, base = capsys.readouterr().out.splitlines()
+    assert answer.split("  ")[0].strip() == str(student) and answer.endswith("  " + tokenizer.decode(completion).replace(" ", ""))
+    assert base.startswith("its base, ")
+    cli("eval", "--model", finished[0], "--ask", "123+456", "--device", "cpu")  # the run: all its students, and the base
+    assert {"seed-1/student", "student", "student_hard", "its"} <= {line.split()[0] for line in capsys.readouterr().out.splitlines()}
     cli("eval", "--task", "instructions", "--model", student, "--ask", "add the hippo : 1", "--device", "cpu")
     assert capsys.readouterr().err.startswith("the model does not know 'the', 'hippo'\n")
+    assert "has no finished student to ask" in refused("eval", "--model", finished[0] / "notes", "--ask", "1+2")
     for question in ("", "three + 4", "1 + 2 + 3"):
         assert "ask for the sum of two numbers, for example" in refused("eval", "--model", student, "--ask", question)
 

@@ -20,7 +20,7 @@ from minicd.labels import Examples
 from minicd.metrics import correlation, exact_match
 from minicd.tasks.folder import RunFolder
 from minicd.tasks.record import make_record, mean_of, spread
-from minicd.tasks.report import against_paper, fill_regions, minutes_line, pm, rebuild, results_page, seeds_of, table
+from minicd.tasks.report import against_paper, columns, fill_regions, minutes_line, pm, rebuild, results_page, seeds_of, table
 from minicd.tasks.run import Experiment, Stage, train
 from minicd.tasks.settings import DistillSettings, RunSettings, option
 from minicd.tokenizer import word_tokenizer
@@ -249,6 +249,18 @@ def test_publishing_writes_the_record_into_results(settings, copy, tmp_path, mon
     assert "What differs" not in page
     pages = results_page(tmp_path / "results", {"next-pocket": ("A title", Next.table, "\n* the size\n")})
     assert pages.endswith("What differs from the paper:\n\n* the size\n") and "## A title" in pages
+
+
+def test_a_table_with_a_column_for_each_record():
+    def record(scale: str, **metrics) -> dict:
+        return {"scale": scale, "seeds": [0, 1], "metrics": metrics, "paper": {"a": 93}, "minutes": {"total": [7.2, 9.6], "wall": 12},
+                "command": f"python train.py --scale {scale}", "hardware": "a machine", "commit": "abc"}
+    text = columns([record("smollm2", a={"mean": 91.5, "std": 0.5}), record("pocket", a={"mean": 99, "std": 1}, b={"mean": 2, "std": None})],
+                   {"a": "the first", "b": "the second", "c": "nowhere"})
+    assert text.splitlines()[0] == "|  | paper | SmolLM2-135M | pocket |"
+    assert text.splitlines()[2:5] == ["| the first | 93 | 91.5 ± 0.5 | 99.0 ± 1.0 |", "| the second |  |  | 2.0 |",
+                                      "| minutes a seed, all stages |  | 10 | 10 |"]
+    assert "* SmolLM2-135M: 2 seeds, smollm2 scale, 12 minutes from start to end by `python train.py --scale smollm2`" in text
 
 
 def test_finished_stages_are_borrowed_whole(settings, copy, tmp_path):

@@ -3,11 +3,12 @@
 import random
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from data.world import lists
+from data.world import bases, lists
 from data.world.bases import PocketText, pocket_config
 from data.world.lists import pocket_item, pocket_tokenizer
 from minicd.hf.checkpoint import load
@@ -118,7 +119,7 @@ def test_every_item_and_every_addition_can_be_written():
     texts = [part for longest in LONGEST for item in items(longest) for part in item]
     question = "1 2 3 4 5 6 7 8 + 9 0 0 9 9 0 0 9"
     texts += [addition_questions.teacher_template(question), addition_questions.student_template(question),
-              addition_questions.answer(question), *(s(question) for s in addition_questions.SCRATCHPADS.values())]
+              addition_questions.answer(question), *(addition_questions.FORMS[form].scratchpad(question) for form in ("compact", "nye"))]
     for text, tokens in zip(texts, tokenizer.encode_all(texts)):
         assert unknown not in tokens, text
         assert tokenizer.decode(tokens) == text
@@ -182,3 +183,18 @@ def test_the_base_cannot_add(base):
     questions = addition_questions.test_questions(200, 8)
     for step_by_step in (False, True):
         assert evaluate(model, tokenizer, questions, step_by_step, 100)["accuracy"] <= 5
+
+
+def test_the_plain_text_has_no_scratchpads():
+    rng = random.Random(0)
+    texts = [lists.plain_item(rng, done=1.0) for _ in range(2000)]
+    assert not any("step by step" in prompt or "#" in answer or "C:" in answer for prompt, answer in texts)
+    assert sum(lists.list_item(rng, 1.0)[1].endswith("#") for _ in range(2000)) > 400  # the usual one has
+
+
+def test_a_plain_base_is_of_lists_and_never_installed(tmp_path):
+    with pytest.raises(ValueError, match="--plain: only the base of lists has scratchpads"):
+        bases.PocketSettings(plain=True)
+    settings = bases.PocketSettings(base="lists", plain=True)
+    assert bases.Pocket.complete({"settings": vars(settings)})["scale"] == "plain"
+    bases.Pocket(settings, 0, SimpleNamespace(device="cpu")).publish()  # or it would ask the folder for its base

@@ -29,8 +29,7 @@ def test_the_command_of_a_record_has_its_settings(name, monkeypatch, tmp_path):
         key = key if key in made["settings"] else RENAMED.get(key, key)
         if key in made["settings"]:  # some are no settings any more
             assert made["settings"][key] == value, key
-    scale = made["settings"]["scale"]
-    scale = made["kind"].complete({**record, "settings": made["settings"], "scale": scale})["scale"]
+    scale = made["kind"].complete({**record, "settings": made["settings"], "scale": made["settings"]["scale"]})["scale"]
     assert f"{made['task']}-{scale}" == name and made["seeds"] == record["seeds"] and made["publish"]
 
 

@@ -1,5 +1,6 @@
 """data/smollm2.py: its converter on a tiny GGUF file that is written here, its mistakes, and the real model where it is."""
 
+import random
 import subprocess
 from pathlib import Path
 
@@ -90,6 +91,12 @@ def test_what_can_go_wrong_is_one_sentence(folder, monkeypatch):
     assert list(folder.parent.iterdir()) == []  # nothing is left behind
 
 
+def test_who_needs_the_model_is_told_what_makes_it(folder, monkeypatch):
+    (folder.parent / "smollm2.py").touch()
+    with pytest.raises(ValueError, match="smollm2 is not here yet; this makes it: python .*smollm2.py"):
+        load(folder)
+
+
 def test_a_second_call_does_nothing(folder, monkeypatch, capsys):
     folder.mkdir()
     monkeypatch.setattr(subprocess, "run", None)
@@ -97,10 +104,23 @@ def test_a_second_call_does_nothing(folder, monkeypatch, capsys):
     assert capsys.readouterr().out == f"{folder} is there already\n"
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="the real model is not here: python data/smollm2.py makes data/smollm2")
+@pytest.mark.smollm2
 def test_the_real_model_knows_a_capital():
     model, tokenizer = load(REAL)
     prompt = tokenizer.encode("The capital of France is")
     assert tokenizer.decode(generate(model, [prompt], 1, temperature=0)[0]) == " Paris"
     [logits] = score(model, [prompt], [tokenizer.encode(" Paris")])
     assert logits.softmax(-1)[0].max() > 0.3
+
+
+TEXTS = ["3.14 and 2,718,281", "def f(x):\n\treturn x**2  # carré", "naïve café, Ærøskøbing", "数字 123 と文字", "e\u0301 ﬁ Å",
+         "<|im_start|>user\nHi<|im_end|>\n", "a  b   c\n\n\n d\t\te", "don't, we'll, I'm", "🙂🙃 12:34:56", " 007 ", "x" * 50, "#!?;:'\"(){}[]"]
+
+
+@pytest.mark.smollm2
+def test_its_tokenizer_equals_transformers():
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(REAL), load(REAL)[1]
+    rng = random.Random(0)
+    texts = TEXTS + ["".join(rng.choice(TEXTS)[rng.randrange(9):] for _ in range(3)) for _ in range(1000)]
+    assert ours.encode_all(texts) == theirs(texts, add_special_tokens=False)["input_ids"]

@@ -28,7 +28,7 @@ from minicd.tokenizer import TextTokenizer
 from minicd.training import OPTIMISERS, FitSettings, fit, length_buckets
 
 from .instructions import held_out_rouge, world_item, world_tokenizer
-from .lists import held_out_accuracy, list_item, pocket_tokenizer
+from .lists import held_out_accuracy, list_item, plain_item, pocket_tokenizer
 
 Item = Callable[[random.Random, float], tuple[str, str]]
 
@@ -111,8 +111,9 @@ class PocketSettings(RunSettings):
 
     base: str = option("instructions", "instructions: the base of the experiments on instructions; lists: "
                        "that of addition", choices=("instructions", "lists"))
-    steps: int | None = option(None, "optimiser steps; unless told otherwise 24,000, or 8,000 of lists", least=1,
-                               most=10**9)
+    plain: bool = option(False, "lists without scratchpads: for comparison, never installed in data/")
+    steps: int | None = option(None, "optimiser steps; unless told otherwise 24,000, or 8,000 of lists",
+                               least=1, most=10**9)
     batch: int = option(64, "batch size", least=1, most=10_000)
     lr: float = option(2e-3, "learning rate", above=0, most=10)
     optimiser: str = option("muon", "adamw, or muon for the matrices inside the layers", choices=OPTIMISERS)
@@ -121,6 +122,8 @@ class PocketSettings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.plain and self.base != "lists":
+            raise ValueError("--plain: only the base of lists has scratchpads, --base lists")
         self.steps = self.steps or BASES[self.base].steps
 
 
@@ -128,7 +131,7 @@ class Pocket(Experiment):
     """Pretrain a base and measure it on held-out items; with --publish it is installed in data/."""
 
     TITLE = "A pocket base"
-    RECORDS = ("base", "instructions")
+    RECORDS = ("base", "plain", "instructions")
     DIFFERS = differs.BASE
     Settings = PocketSettings
     QUICK = dict(steps=100, held_out=20)
@@ -137,13 +140,17 @@ class Pocket(Experiment):
     def kind(self) -> Base:
         return BASES[self.settings.base]
 
+    @property
+    def item(self) -> Item:
+        return plain_item if self.settings.plain else self.kind.item
+
     @cached_property
     def tokenizer(self) -> TextTokenizer:
         return self.kind.tokenizer()
 
     def stages(self) -> Iterator[Stage]:
         heading = "Pretraining text, for example"
-        yield Stage("text", lambda: [self.kind.item(random.Random(i), 0.0) for i in range(8)],
+        yield Stage("text", lambda: [self.item(random.Random(i), 0.0) for i in range(8)],
                     show=lambda items: "\n  ".join([heading, *map(" → ".join, items)]))
         yield Stage("base", self.train)
         yield Stage("held_out", self.measure, ("base",))
@@ -152,7 +159,7 @@ class Pocket(Experiment):
         s, model = self.settings, self.kind.start(self.tokenizer, self.seed).to(self.device)
         settings = FitSettings(lr=s.lr, batch_size=s.batch, warmup=0.02, decay=0.3, clip=1.0,
                                loss="hard", optimiser=s.optimiser, precision=s.precision)
-        text = PocketText(self.tokenizer, s.steps, s.batch, self.seed, self.kind.item)
+        text = PocketText(self.tokenizer, s.steps, s.batch, self.seed, self.item)
         history = fit(model, text, settings, seed=self.seed, name="base",
                       checkpoint=self.folder.checkpoint("base"), save_every=s.save_every)
         self.folder.note("base", losses=history)
@@ -166,10 +173,12 @@ class Pocket(Experiment):
 
     @classmethod
     def complete(cls, record: Record) -> Record:
-        return record | {"scale": BASES[record["settings"]["base"]].record}
+        settings = record["settings"]
+        return record | {"scale": "plain" if settings.get("plain") else BASES[settings["base"]].record}
 
     def publish(self) -> None:
-        save(self.folder.get("base"), self.tokenizer, ROOT / "data" / self.kind.folder)
+        if not self.settings.plain:
+            save(self.folder.get("base"), self.tokenizer, ROOT / "data" / self.kind.folder)
 
     @classmethod
     def table(cls, record: Record) -> str:

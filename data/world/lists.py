@@ -108,15 +108,21 @@ def operation(rng: random.Random, length: int) -> tuple[str, str]:
 KINDS = {unary: 0.3, binary: 0.3, lookup: 0.1, operation: 0.3}
 
 
-def pocket_item(rng: random.Random, longest: int) -> tuple[str, str]:
+def pocket_item(rng: random.Random, longest: int, kinds: dict = KINDS) -> tuple[str, str]:
     """One (prompt, answer) of the pretraining text."""
-    kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
+    kind = rng.choices(list(kinds), list(kinds.values()))[0]
     return kind(rng, rng.randint(1, longest))
 
 
 def list_item(rng: random.Random, done: float) -> tuple[str, str]:
     """Short lists first: a model that starts with long ones never learns to copy."""
     return pocket_item(rng, min(11, 4 + round(14 * done)))
+
+
+def plain_item(rng: random.Random, done: float) -> tuple[str, str]:
+    """The same without scratchpads: a base from this text has never seen the form of the teacher's."""
+    plain = {kind: share for kind, share in KINDS.items() if kind is not operation}
+    return pocket_item(rng, min(11, 4 + round(14 * done)), plain)
 
 
 def held_out_accuracy(model: T5, tokenizer: TextTokenizer, n: int) -> dict[str, float]:

@@ -81,6 +81,8 @@ def resolve(folder: str | Path) -> Path:
     path = Path(folder)
     if path.is_dir():
         return path
+    if (maker := path.with_suffix(".py")).exists():
+        raise ValueError(f"{folder} is not here yet; this makes it: python {maker}")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)) and not path.exists():
         from huggingface_hub import snapshot_download  # comes with tokenizers; slow to import
         wanted = ["*.json", "merges.txt", "spiece.model"]

@@ -20,10 +20,10 @@ from ..tokenizer import TextTokenizer
 from ..training import OPTIMISERS
 from . import addition_eval, differs
 from .addition_eval import evaluate
-from .addition_questions import (SCRATCHPADS, addition_context, answer, carry_run, digits, draw_questions,
-                                 longest_scratchpad, student_template, teacher_template, test_questions)
+from .addition_questions import (FORMS, addition_context, carry_run, digits, draw_questions,
+                                 longest_scratchpad, test_questions)
 from .folder import RunFolder, borrow_same
-from .report import Record, against_paper, pm, seeds_of, table, time_line
+from .report import Record, against_paper, bars, columns, pm, seeds_of, table
 from .run import Experiment, Stage, one_item, seed_folder
 from .settings import DistillSettings, option
 
@@ -40,14 +40,14 @@ LABELLED = ("model", "precision", "max_digits", "scratchpad", "train_questions",
 PARTS = {"by_digits": digits, "by_carry_run": carry_run}  # what a small table groups the questions by
 
 
-def scratchpad_examples(questions: list[str], tokenizer: TextTokenizer, style: str) -> Examples:
-    return Examples.hard(tokenizer.encode_all([teacher_template(q) for q in questions]),
-                         tokenizer.encode_answers([SCRATCHPADS[style](q) for q in questions]))
+def scratchpad_examples(questions: list[str], tokenizer: TextTokenizer, form: str) -> Examples:
+    return Examples.hard(tokenizer.encode_all([FORMS[form].teacher(q) for q in questions]),
+                         tokenizer.encode_answers([FORMS[form].scratchpad(q) for q in questions]))
 
 
-def direct_examples(questions: list[str], tokenizer: TextTokenizer) -> Examples:
-    return Examples.hard(tokenizer.encode_all([student_template(q) for q in questions]),
-                         tokenizer.encode_answers([answer(q) for q in questions]))
+def direct_examples(questions: list[str], tokenizer: TextTokenizer, form: str) -> Examples:
+    return Examples.hard(tokenizer.encode_all([FORMS[form].student(q) for q in questions]),
+                         tokenizer.encode_answers([FORMS[form].answer(q) for q in questions]))
 
 
 @dataclass
@@ -55,7 +55,8 @@ class AdditionSettings(DistillSettings):
     """One seed of the experiment. The defaults are the pocket scale; `paper` is the paper's recipe."""
 
     max_digits: int = option(8, "longest operands", least=1, most=18, unit="digits")
-    scratchpad: str = option("compact", "format: compact, or nye (the paper's)", choices=SCRATCHPADS)
+    scratchpad: str = option("compact", "format: compact, nye (the paper's), or lines: one a column, digits "
+                             "without spaces, for tokenizers that split them", choices=FORMS)
     train_questions: int = option(499, "labelled, for teacher and baselines alike", least=1, most=10**6,
                                   unit="questions")
     teacher_epochs: int = option(80, "passes of the teacher over its scratchpads", least=1, most=10**6)
@@ -102,7 +103,11 @@ class Addition(Experiment):
     SCALES = {"pocket": {}, "paper": dict(
         scale="paper", scratchpad="nye", train_questions=499, teacher_epochs=1000, teacher_lr=3e-4,
         teacher_batch=8, direct_epochs=1000, practice_questions=10_000, student_epochs=1.0, student_lr=3e-4,
-        student_batch=8, warmup=0.0, decay=0.0, clip=0.0, optimiser="adamw")}
+        student_batch=8, warmup=0.0, decay=0.0, clip=0.0, optimiser="adamw"), "smollm2": dict(
+        scale="smollm2", model="data/smollm2", scratchpad="lines", teacher_epochs=12, teacher_lr=1e-4,
+        teacher_batch=16, direct_epochs=40, dropout=0.0, practice_questions=10_000, student_epochs=5.0,
+        student_lr=2e-4, student_batch=32, optimiser="adamw", test_questions=2000, save_every=300.0)}
+    RECORDS = ("smollm2", "pocket", "paper")
     QUICK = dict(max_digits=3, teacher_epochs=20, teacher_lr=3e-3, dropout=0.0, floor=5.0, direct_epochs=10,
                  practice_questions=10_000, student_epochs=8.0, student_lr=3e-3, student_batch=64,
                  test_questions=500)
@@ -125,7 +130,7 @@ class Addition(Experiment):
 
     @cached_property
     def context(self) -> Context:
-        return addition_context(self.tokenizer, self.settings.max_digits)
+        return addition_context(self.tokenizer, self.settings.max_digits, self.settings.scratchpad)
 
     @cached_property
     def longest(self) -> int:
@@ -170,7 +175,7 @@ class Addition(Experiment):
         """Train on the labelled questions: on scratchpads, then on direct answers, or on both at once."""
         s, questions = self.settings, self.questions["train"]
         scratchpads = scratchpad_examples(questions, self.tokenizer, s.scratchpad)
-        direct = direct_examples(questions, self.tokenizer)
+        direct = direct_examples(questions, self.tokenizer, s.scratchpad)
         start = self.folder.get("teacher") if stage == "scratchpad_then_direct" else self.base
         examples = {"teacher": scratchpads, "scratchpad_then_direct": direct,
                     "scratchpad_and_direct": Examples.join([scratchpads, direct])}[stage]
@@ -180,7 +185,7 @@ class Addition(Experiment):
 
     def validation(self) -> dict[str, Any]:
         return evaluate(self.folder.get("teacher"), self.tokenizer, self.questions["validation"], True,
-                        self.longest, "check teacher", self.settings.precision)
+                        self.longest, "check teacher", self.settings.precision, self.settings.scratchpad)
 
     def check_teacher(self) -> None:
         """Raises ValueError for a teacher that is not worth distilling."""
@@ -202,10 +207,11 @@ class Addition(Experiment):
 
     def true_answers(self, items: Examples) -> Examples:
         """The same questions with true answers in place of the teacher's."""
-        known, prefix = items.inputs is not None, len(student_template(""))  # old practice sets lack inputs
+        form, known = self.settings.scratchpad, items.inputs is not None  # old practice sets lack them
+        prefix = len(FORMS[form].student(""))
         questions = [items.input(i) if known else self.tokenizer.decode(items.prompts[i])[prefix:]
                      for i in range(len(items))]
-        return direct_examples(questions, self.tokenizer)
+        return direct_examples(questions, self.tokenizer, form)
 
     def student(self, stage: str, loss: str) -> nn.Module:
         """The teacher's own weights, fine-tuned to answer at once."""
@@ -219,7 +225,7 @@ class Addition(Experiment):
         questions = test_questions(self.settings.test_questions, self.settings.max_digits)
         longest = self.longest if row == "teacher" else 2 * self.settings.max_digits + 4
         return evaluate(self.folder.get(self.models[row]), self.tokenizer, questions, row == "teacher",
-                        longest, f"test {row}", self.settings.precision)
+                        longest, f"test {row}", self.settings.precision, self.settings.scratchpad)
 
     def figures(self) -> dict[str, Any] | None:
         if self.settings.until != "table":
@@ -253,7 +259,14 @@ class Addition(Experiment):
             "dropped, since no answer could be extracted.", *parts])
 
     @classmethod
-    def headline(cls, record: Record) -> str:
+    def plot(cls, record: Record, path: Path) -> bool:
+        """Table 3 as a picture."""
+        rows = [row for row in MODELS if row in record["paper"]]
+        columns = {f"minicd, {record['scale']} scale": [record["metrics"][row]["mean"] for row in rows],
+                   "paper": [record["paper"][row] for row in rows]}
+        return bars(columns, [ROWS[row].strip("*") for row in rows], path, cls.TITLE, "exact match, %")
+
+    @classmethod
+    def front(cls, records: list[Record]) -> str:
         """README shows Table 3 itself."""
-        run = f"{seeds_of(record)}, {time_line(record)}, commit {record['commit']}"
-        return f"{against_paper(record, ROWS)}\n\n({run}.)"
+        return columns(records, ROWS)

@@ -11,11 +11,10 @@ from torch import nn
 
 from ..labels import Examples
 from ..metrics import exact_match
-from ..runtime.files import read_checked
 from ..sampling import generate
 from ..tokenizer import TextTokenizer
-from .addition_questions import (answer, carry_run, digits, final_answer, split_of, student_template,
-                                 teacher_template, test_questions)
+from .addition_questions import (FORMS, answer, carry_run, digits, final_answer, joined, split_of,
+                                 test_questions)
 from .inputs import tell_unknown_words
 from .settings import EvalSettings, option
 
@@ -31,10 +30,10 @@ class Score:
 
 
 def evaluate(model: nn.Module, tokenizer: TextTokenizer, questions: list[str], step_by_step: bool,
-             max_new_tokens: int, progress: str = "evaluate",
-             precision: str | None = "auto") -> dict[str, Any]:
+             max_new_tokens: int, progress: str = "evaluate", precision: str | None = "auto",
+             form: str = "compact") -> dict[str, Any]:
     """Exact match of greedy answers, with or without the scratchpad: a Score as a dictionary."""
-    template = teacher_template if step_by_step else student_template
+    template = FORMS[form].teacher if step_by_step else FORMS[form].student
     prompts = tokenizer.encode_all([template(q) for q in questions])
     completions = generate(model, prompts, max_new_tokens, temperature=0, progress=progress,
                            precision=precision)
@@ -43,7 +42,7 @@ def evaluate(model: nn.Module, tokenizer: TextTokenizer, questions: list[str], s
     for i, (question, tokens) in enumerate(zip(questions, completions)):
         found = extract(tokens)
         text = tokenizer.decode(tokens[found]) if found else ""
-        right[i] = exact_match("".join(text.split()), answer(question).replace(" ", ""))
+        right[i] = exact_match("".join(text.split()), joined(answer(question)))
     tokens_used = np.mean([len(p) + len(c) + 1 for p, c in zip(prompts, completions)])
     groups = [grouped(right, [of(question) for question in questions]) for of in (digits, carry_run)]
     return asdict(Score(100 * right.mean(), float(tokens_used), *groups))
@@ -65,6 +64,8 @@ class AdditionEval(EvalSettings):
     questions: int = option(10_000, "unseen questions", least=1, most=10**6)
     max_digits: int | None = option(None, "longest operands; those of the model's run unless told otherwise",
                                     least=1, most=18, unit="digits")
+    scratchpad: str | None = option(None, "how questions are written; as in the model's run unless told "
+                                    "otherwise", choices=FORMS)
     max_new_tokens: int = option(256, "longest completion", least=1, most=4096, unit="tokens")
 
 
@@ -75,40 +76,35 @@ def ask(model: nn.Module, tokenizer: TextTokenizer, question: str, settings: Add
         raise ValueError(f"--ask {question!r}: ask for the sum of two numbers, "
                          "for example '12345678 + 87654321'")
     spaced = " + ".join(" ".join(side) for side in sides)
-    prompt = (teacher_template if settings.step_by_step else student_template)(spaced)
+    form = FORMS[settings.scratchpad or "compact"]
+    prompt = (form.teacher if settings.step_by_step else form.student)(spaced)
     tell_unknown_words(tokenizer, prompt)
-    answers = generate(model, [tokenizer.encode(prompt)], settings.max_new_tokens, temperature=0, precision=settings.precision)
+    answers = generate(model, [tokenizer.encode(prompt)], settings.max_new_tokens, temperature=0,
+                       precision=settings.precision)
     text = tokenizer.decode(answers[0])
     return text if settings.step_by_step else text.replace(" ", "")
 
 
 def examine(model: nn.Module, tokenizer: TextTokenizer, settings: AdditionEval, folder: Path) -> str:
     """`eval.py`: accuracy on the table's unseen questions, none of which the model has practised."""
-    longest = settings.max_digits or digits_of_run(folder.parent)
+    longest, form = settings.max_digits or 8, settings.scratchpad or "compact"
     questions = test_questions(settings.questions, longest)
-    check_unseen(questions, folder.parent, tokenizer)
+    check_unseen(questions, folder.parent, tokenizer, form)
     score = evaluate(model, tokenizer, questions, settings.step_by_step, settings.max_new_tokens,
-                     precision=settings.precision)
+                     precision=settings.precision, form=form)
     return (f"exact match on {len(questions)} unseen questions of up to {longest} digits: "
             f"{score['accuracy']:.2f} %, "
             f"{score['tokens']:.1f} tokens a question\n"
             f"by digits: {score['by_digits']}\nby longest carry run: {score['by_carry_run']}")
 
 
-def digits_of_run(run: Path) -> int:
-    """--max-digits of the run that made the model; 8 where it is not known."""
-    file = run / "settings.json"
-    known = read_checked(file, {"max_digits": int}, "say --max-digits") if file.exists() else {}
-    return known.get("max_digits", 8)
-
-
-def check_unseen(questions: list[str], run: Path, tokenizer: TextTokenizer) -> None:
+def check_unseen(questions: list[str], run: Path, tokenizer: TextTokenizer, form: str) -> None:
     """Raises ValueError where the practice set of the model's run holds a test question."""
     assert all(split_of(q) == "test" for q in questions)
     path = run / "practice.safetensors"
     if path.exists():
         practised = Examples.load(path).prompts
         prompts = {tuple(practised[i]) for i in range(len(practised))}
-        if any(tuple(tokenizer.encode(student_template(q))) in prompts for q in questions):
+        if any(tuple(tokenizer.encode(FORMS[form].student(q))) in prompts for q in questions):
             raise ValueError(f"{path} holds test questions: the model has practised them, "
                              "so its score would mean nothing")

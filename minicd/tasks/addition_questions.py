@@ -1,12 +1,14 @@
 """Addition questions as strings: the distribution D, both templates, scratchpads, the extractor f, splits.
 
 A question is '1 2 + 3 4': digits with spaces between them, most significant first, operands of equal length.
+A `Form` writes it down for a model: `lines` without the spaces, for tokenizers with a token for each digit.
 """
 
 from __future__ import annotations
 
 import re
 import zlib
+from dataclasses import dataclass
 from typing import Callable
 
 import numpy as np
@@ -61,13 +63,41 @@ def nye_scratchpad(question: str) -> str:
     return " => ".join([*lines, " ".join([str(carry), *result])]) + f" Final answer: # {answer(question)} #"
 
 
-SCRATCHPADS: dict[str, Callable[[str], str]] = {"compact": compact_scratchpad, "nye": nye_scratchpad}
+def lines_scratchpad(question: str) -> str:
+    """One line a column, last column first: both digits and the carry: '5 + 5' → '5+5+0=10', '#10#'."""
+    a, b = (side.split() for side in question.split("+"))
+    carry, lines = 0, []
+    for x, y in zip(reversed(a), reversed(b)):
+        total = int(x) + int(y) + carry
+        lines.append(f"{x}+{y}+{carry}={total:02}")
+        carry = total // 10
+    return "\n".join([*lines, f"#{joined(answer(question))}#"])
 
 
-def longest_scratchpad(tokenizer: TextTokenizer, style: str, max_digits: int) -> int:
+def joined(text: str) -> str:
+    """'1 2 + 3 4' → '12+34'"""
+    return text.replace(" ", "")
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the experiment is written down: functions of a question."""
+
+    scratchpad: Callable[[str], str]
+    teacher: Callable[[str], str] = teacher_template
+    student: Callable[[str], str] = student_template
+    answer: Callable[[str], str] = answer
+
+
+FORMS = {"compact": Form(compact_scratchpad), "nye": Form(nye_scratchpad), "lines": Form(
+    lines_scratchpad, lambda q: f"Add step by step: {joined(q)}\n", lambda q: f"Add: {joined(q)}=",
+    lambda q: joined(answer(q)))}
+
+
+def longest_scratchpad(tokenizer: TextTokenizer, form: str, max_digits: int) -> int:
     """An upper bound in tokens, as if every digit were the longest: T5 writes 0 as two tokens."""
     nines = " ".join("9" * max_digits)
-    scratchpad = SCRATCHPADS[style](f"{nines} + {nines}")
+    scratchpad = FORMS[form].scratchpad(f"{nines} + {nines}")
     return max(len(tokenizer.encode(re.sub(r"\d", digit, scratchpad))) for digit in "0123456789")
 
 
@@ -125,11 +155,11 @@ def random_questions(n: int, max_digits: int, rng: np.random.Generator) -> list[
     return [f"{' '.join(str(a))} + {' '.join(str(b))}" for a, b in operands.tolist()]
 
 
-def addition_context(tokenizer: TextTokenizer, max_digits: int) -> Context:
+def addition_context(tokenizer: TextTokenizer, max_digits: int, form: str = "compact") -> Context:
     """The whole experiment as Ω = (D, T_t, T_s, f)."""
     def inputs(n: int, rng: np.random.Generator) -> list[str]:
         return draw_questions(n, max_digits, "practice", rng, unique=False)
-    return Context(inputs, teacher_template, student_template, final_answer(tokenizer))
+    return Context(inputs, FORMS[form].teacher, FORMS[form].student, final_answer(tokenizer))
 
 
 def digits(question: str) -> int:

@@ -25,6 +25,13 @@ ADDITION = """
 * **±** is over practice and training: the base and the test questions are the same for all seeds.
 """
 
+CURVES = """
+* The paper has one point of each curve. Every point is a model of its own, with as many optimiser steps as its
+  row of the table, so that with few questions they are repeated more often.
+* The teachers' curve from the other base shows what a base brings to 499 labels: `data/pocket` saw the form
+  of the scratchpad in its pretraining (with other operations), the other one did not.
+"""
+
 BASE = """
 * **The instruction-tuned teacher** is 17,000 times smaller than the paper's and knows 361 words. Its tuning
   begins with definitions alone and brings examples in the last half, since nothing was learnt from all at

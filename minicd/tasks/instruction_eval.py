@@ -23,8 +23,8 @@ DATA = "data/instructions/test"
 TEST = 100  # the first instances of a task are for tests, the others for choosing tasks and for practice
 CHOSEN = option("task501,task502,task503,task504", "the tasks: how their file names begin, between commas")
 MARK = "Output:"
-PLAIN = option(False, "for a plain language model: an answer ends with its line, and a bare input is "
-               f"followed by a line {MARK!r}")
+PLAIN = f"the model is a plain language model: answers end with their line, bare inputs get a line {MARK!r}"
+LONGEST = 12  # tokens of an answer, unless settings say otherwise
 SHAPES: dict[str, dict[str, Any]] = {  # of the teacher's prompt; "full" is the paper's
     "full": {}, "without_explanations": {"explanations": False},
     "positives": {"explanations": False, "negatives": 0}, "definition": {"positives": 0, "negatives": 0}}
@@ -84,7 +84,7 @@ def end_with_line(model: nn.Module, tokenizer: TextTokenizer) -> None:
 def answers(model: nn.Module, tokenizer: TextTokenizer, prompts: list[str], settings: Any,
             name: str = "") -> list[list[int]]:
     """Greedy completions."""
-    return generate(model, tokenizer.encode_all(prompts), settings.max_new_tokens, temperature=0,
+    return generate(model, tokenizer.encode_all(prompts), settings.max_new_tokens or LONGEST, temperature=0,
                     progress=name, precision=settings.precision)
 
 
@@ -128,8 +128,9 @@ class TaskEval(EvalSettings):
 
     data: str = option(DATA, "a task file, or a folder of them")
     test_instances: int = option(TEST, "of each task", least=1, most=TEST, unit="instances")
-    max_new_tokens: int = option(12, "longest completion", least=1, most=4096, unit="tokens")
-    plain: bool = PLAIN
+    max_new_tokens: int | None = option(None, f"longest completion; as in the run, or {LONGEST} tokens",
+                                        least=1, most=4096)
+    plain: bool | None = option(None, PLAIN + "; as in the run, unless given")
 
 
 @dataclass

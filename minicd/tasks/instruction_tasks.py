@@ -13,7 +13,7 @@ from ..distill import Context, Template
 from ..rounds import RoundSettings, rounds
 from ..tokenizer import TextTokenizer
 from . import instruction_eval
-from .instruction_eval import DATA, PLAIN, TEST, TaskEval, bare_prompt, end_with_line
+from .instruction_eval import DATA, LONGEST, PLAIN, TEST, TaskEval, bare_prompt, end_with_line
 from .natural_instructions import Instance, NITask, load_folder, official_tests
 from .run import Experiment, Stage, one_item
 from .settings import DistillSettings, beside, option
@@ -35,10 +35,10 @@ class TaskSettings(DistillSettings):
     lr: float = option(1e-3, "learning rate", above=0, most=10)
     batch_size: int = option(32, "batch size", least=1)
     warmup: float = option(0.05, "share of the steps with a growing learning rate", least=0, most=1)
-    max_new_tokens: int = option(12, "longest answer", least=1, most=4096, unit="tokens")
+    max_new_tokens: int = option(LONGEST, "longest answer", least=1, most=4096, unit="tokens")
     test_instances: int = option(TEST, "of each task", least=1, most=TEST, unit="instances")
     on_policy: bool = option(False, "the student writes the answers, the teacher labels them")
-    plain: bool = PLAIN
+    plain: bool = option(False, PLAIN)
 
     def rounds(self) -> RoundSettings:
         return RoundSettings(self.practice_settings(self.max_new_tokens), self.fit_settings(),
@@ -48,14 +48,11 @@ class TaskSettings(DistillSettings):
 class TaskExperiment(Experiment):
     """Contexts are made from the task files of a folder."""
 
-    Eval, RECORDS = TaskEval, ("pocket", "paper", "smollm2")
+    Eval, RECORDS = TaskEval, ("smollm2", "pocket", "paper")
     ask, examine = staticmethod(instruction_eval.ask), staticmethod(instruction_eval.examine)
 
     @cached_property
     def loaded(self) -> tuple[nn.Module, TextTokenizer]:
-        path = Path(beside(self.settings.model))
-        if self.settings.model == SMOLLM2["model"] and not path.exists():
-            raise ValueError(f"{path} is not there yet: python data/smollm2.py makes it")
         model, tokenizer = super().loaded
         if self.settings.plain:
             end_with_line(model, tokenizer)

@@ -8,6 +8,7 @@ from typing import Any, Callable, Iterable, Sequence
 from ..runtime.files import atomic_bytes, read_json
 
 Record = dict[str, Any]
+COLUMNS = {"pocket": "pocket", "smollm2": "SmolLM2-135M", "paper": "the paper's model"}  # titles by scale
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -21,6 +22,18 @@ def against_paper(record: Record, titles: dict[str, str]) -> str:
     rows = [[title, pm(record["metrics"][name]), record["paper"].get(name, "")]
             for name, title in titles.items() if name in record["metrics"]]
     return table(["", "minicd", "paper"], rows)
+
+
+def columns(records: Sequence[Record], titles: dict[str, str]) -> str:
+    """The paper's figures beside those of several records, and under each how long it took."""
+    names = [COLUMNS.get(record["scale"], record["scale"]) for record in records]
+    rows = [[title, records[0]["paper"].get(name, ""),
+             *(pm(record["metrics"][name]) if name in record["metrics"] else "" for record in records)]
+            for name, title in titles.items() if any(name in record["metrics"] for record in records)]
+    minutes = [f"{max(record['minutes']['total']):.0f}" for record in records]
+    runs = "\n".join(f"* {name}: {seeds_of(record)}, {time_line(record)}, commit {record['commit']}"
+                     for name, record in zip(names, records))
+    return f"{table(['', 'paper', *names], [*rows, ['minutes a seed, all stages', '', *minutes]])}\n\n{runs}"
 
 
 def pm(metric: dict[str, Any], digits: int = 1) -> str:
@@ -62,16 +75,50 @@ def run_line(record: Record) -> str:
 
 
 def scatter(points: dict[str, Sequence[float]], path: Path, title: str, x: str, y: str) -> bool:
-    """A PNG of the points, where matplotlib is installed. Whether it was drawn."""
+    """A PNG of the points. Whether it was drawn, as in `picture`."""
+    def draw(axes: Any) -> None:
+        axes.axline((0, 0), slope=1, color="lightgrey", zorder=0)
+        axes.scatter(*zip(*points.values()))
+        axes.set(xlabel=x, ylabel=y, title=title)
+    return picture(path, (5, 4), draw)
+
+
+def line_plot(lines: dict[str, dict[int, Any]], path: Path, title: str, x: str, y: str) -> bool:
+    """A PNG of curves, number → metric, with the spread over the seeds. Whether it was drawn."""
+    def draw(axes: Any) -> None:
+        for name, points in lines.items():
+            means, spreads = zip(*((metric["mean"], metric["std"] or 0.0) for metric in points.values()))
+            axes.errorbar(list(points), means, yerr=spreads, marker="o", capsize=3, label=name)
+        ticks = sorted({n for points in lines.values() for n in points})
+        axes.set(xlabel=x, ylabel=y, title=title, xscale="log", xticks=ticks, ylim=(-2, 102))
+        axes.set_xticks([], minor=True)
+        axes.set_xticklabels([f"{n:,}" for n in ticks], rotation=45, ha="right")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return picture(path, (6, 4.5), draw)
+
+
+def bars(columns: dict[str, list[float]], names: Sequence[str], path: Path, title: str, y: str) -> bool:
+    """A PNG: for each of the names a group with a bar of each column. Whether it was drawn."""
+    def draw(axes: Any) -> None:
+        width = 0.8 / len(columns)
+        for i, (column, values) in enumerate(columns.items()):
+            shown = axes.bar([place + i * width for place in range(len(names))], values, width, label=column)
+            axes.bar_label(shown, fmt="%.0f", fontsize=8)
+        axes.set(ylabel=y, title=title, xticks=[place + 0.4 - width / 2 for place in range(len(names))])
+        axes.set_xticklabels(names, rotation=20, ha="right")
+        axes.legend()
+    return picture(path, (7, 4), draw)
+
+
+def picture(path: Path, size: tuple[float, float], draw: Callable[[Any], None]) -> bool:
+    """A PNG of what `draw(axes)` draws, where matplotlib is installed. Whether it was drawn."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         print("No plot was drawn: pip install matplotlib")
         return False
-    axes = (figure := Figure(figsize=(5, 4), layout="constrained")).add_subplot()
-    axes.axline((0, 0), slope=1, color="lightgrey", zorder=0)
-    axes.scatter(*zip(*points.values()))
-    axes.set(xlabel=x, ylabel=y, title=title)
+    draw((figure := Figure(figsize=size, layout="constrained")).add_subplot())
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     return True
@@ -132,10 +179,13 @@ def rebuild(root: Path, tasks: dict[str, Any], bench: dict[str, tuple[str, Calla
     sections |= {stem: (title, show, "") for stem, (title, show) in bench.items()}
     results, readme = root / "results", root / "README.md"
     atomic_bytes(results / "README.md", results_page(results, sections).encode())
-    records = {name: results / f"{name}-pocket.json" for name in tasks}
-    lines = {name: shown_record(path, tasks[name].headline)
-             for name, path in records.items() if path.exists()}
-    bullets = [f"* **{tasks[name].TITLE}**, `python train.py --task {name}`: {line}"
-               for name, line in lines.items() if name != "addition"]
-    regions = {"addition": lines.get("addition", ""), "others": "\n".join(bullets)}
+    bullets, regions = [], {}
+    for name, kind in tasks.items():
+        paths = [results / f"{name}-{scale}.json" for scale in kind.RECORDS]
+        records = [shown_record(path, dict) for path in paths if path.exists()]
+        regions[name] = kind.front(records) if records else ""
+        if not regions[name] and (path := results / f"{name}-pocket.json").exists():
+            line = shown_record(path, kind.headline)
+            bullets.append(f"* **{kind.TITLE}**, `python train.py --task {name}`: {line}")
+    regions["others"] = "\n".join(bullets)
     atomic_bytes(readme, fill_regions(readme.read_text(encoding="utf-8"), regions).encode())

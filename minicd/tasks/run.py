@@ -81,6 +81,11 @@ class Experiment:
         return ""
 
     @classmethod
+    def front(cls, records: list[dict[str, Any]]) -> str:
+        """All its records as Markdown, for the region of README with the task's name; then no line."""
+        return ""
+
+    @classmethod
     def ask(cls, model: nn.Module, tokenizer: TextTokenizer, question: str, settings: Any) -> str:
         """`eval.py --ask`: the model's answer."""
         raise ValueError("--ask: there is nothing to ask in this task")

@@ -14,6 +14,7 @@ from typing import Any, Callable, Iterable, NoReturn
 
 from ..distill import PracticeSettings
 from ..losses import LOSSES, check_labels, label_kind
+from ..runtime.files import read_checked
 from ..runtime.progress import printable
 from ..sampling import out_of_memory
 from ..training import OPTIMISERS, FitSettings
@@ -246,6 +247,20 @@ def settings_from(arguments: argparse.Namespace, settings: type, *presets: dict[
     made = settings(**(merged | given))
     check(made)
     return made
+
+
+def as_in_run(settings: Any, run: Path) -> Any:
+    """What was left open (None) becomes as in the run of this folder, where it says so.
+
+    Raises ValueError where its settings.json is damaged.
+    """
+    file, fields = run / "settings.json", dataclasses.fields(settings)
+    open_ones = [field for field in fields if optional(field) and getattr(settings, field.name) is None]
+    if not open_ones or not file.exists():
+        return settings
+    kinds = {field.name: KINDS[type_name(field)] for field in open_ones}
+    known = read_checked(file, kinds, f"say {' and '.join(map(flag, open_ones))}")
+    return dataclasses.replace(settings, **{name: known[name] for name in kinds if name in known})
 
 
 def differences(settings: Any, *presets: dict[str, Any]) -> list[str]:
