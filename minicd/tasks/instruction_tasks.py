@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Callable
@@ -21,7 +21,8 @@ from .settings import DistillSettings, beside, option
 PAPER_SCALE = dict(scale="paper", practice_inputs=4096, epochs=1.0, lr=1e-5, batch_size=16,
                    warmup=0.0, decay=0.0, clip=0.0, max_new_tokens=128)
 SMOLLM2 = dict(scale="smollm2", model="data/smollm2", data="data/natural_instructions/tasks", plain=True,
-               practice_inputs=320, epochs=3.0, lr=1e-4, batch_size=16, max_new_tokens=64, save_every=300.0)
+               practice_inputs=320, chunk=160, epochs=3.0, lr=1e-4, batch_size=16, max_new_tokens=64,
+               save_every=300.0)
 
 
 @dataclass
@@ -31,6 +32,8 @@ class TaskSettings(DistillSettings):
     model: str = option("data/pocket-instructions", "folder or hub id of the instruction-tuned model")
     data: str = option(DATA, "folder of Natural-Instructions task files, the pocket's or the real ones")
     practice_inputs: int = option(1024, "for each context", least=1, unit="inputs")
+    chunk: int = option(4096, "practised at a time: fewer need less memory, and are on disk sooner", least=1,
+                        unit="inputs")
     epochs: float = option(3.0, "passes over the practice set", least=1e-3, most=1e6)
     lr: float = option(1e-3, "learning rate", above=0, most=10)
     batch_size: int = option(32, "batch size", least=1)
@@ -41,8 +44,9 @@ class TaskSettings(DistillSettings):
     plain: bool = option(False, PLAIN)
 
     def rounds(self) -> RoundSettings:
-        return RoundSettings(self.practice_settings(self.max_new_tokens), self.fit_settings(),
-                             self.practice_inputs, self.epochs, self.on_policy, self.save_every)
+        practice = replace(self.practice_settings(self.max_new_tokens), chunk=self.chunk)
+        return RoundSettings(practice, self.fit_settings(), self.practice_inputs, self.epochs, self.on_policy,
+                             self.save_every)
 
 
 class TaskExperiment(Experiment):

@@ -5,7 +5,9 @@ input, f the identity. D is the model itself, with a few-shot prompt for more in
 student. The score is Rouge-L over a task's first 100 instances, which Natural Instructions keeps for tests.
 
 `--scale smollm2` takes a real language model to the real files. It is a plain one, which goes on after an
-answer with the next example, so f ends with the line.
+answer with the next example, so answers end with the line. Of its prompts (`--prompt`), the paper's was kept:
+mean Rouge-L of 19 tasks, 24 instances each that are not tested, is 32.5 with it, 30.5 without explanations,
+33.0 with the two positive examples alone; of 9 of them 40.0, 35.0, 37.4 and, with four positive ones, 39.1.
 """
 
 from __future__ import annotations
