@@ -21,7 +21,7 @@ from .settings import DistillSettings, beside, option
 PAPER_SCALE = dict(scale="paper", practice_inputs=4096, epochs=1.0, lr=1e-5, batch_size=16,
                    warmup=0.0, decay=0.0, clip=0.0, max_new_tokens=128)
 SMOLLM2 = dict(scale="smollm2", model="data/smollm2", data="data/natural_instructions/tasks", plain=True,
-               practice_inputs=320, chunk=160, epochs=3.0, lr=1e-4, batch_size=16, max_new_tokens=64,
+               practice_inputs=240, chunk=120, epochs=3.0, lr=1e-4, batch_size=16, max_new_tokens=64,
                save_every=300.0)
 
 
