@@ -247,7 +247,8 @@ def test_a_finished_student_is_evaluated_and_asked(train, evaluate, tmp_path):
         teacher, mean = evaluate("--model", BASE, *words).splitlines()
         assert teacher.startswith(name) and f"full {figures['teacher']:.1f}" in teacher and mean.startswith("mean")
     assert record["metrics"]["teacher"]["mean"] > 50 and record["metrics"]["after"]["mean"] > 10
-    assert set(evaluate("--model", path, "--ask", "dog cat").split()) <= set(world_tokenizer().backend.get_vocab())
+    student, base = evaluate("--model", path, "--ask", "dog cat").splitlines()
+    assert set(student.split("  ")[-1].split()) <= set(world_tokenizer().backend.get_vocab()) and base.startswith("its base")
     with pytest.raises(SystemExit, match="nowhere holds no task file"):
         evaluate("--model", path, "--data", "nowhere")
 
