@@ -89,7 +89,7 @@ def practice_chunk(teacher: nn.Module, tokenizer: TextTokenizer, context: Contex
                    settings: PracticeSettings, *, seed: int = 0, name: str = "practice") -> Examples:
     """Chunk number `chunk` of `practice`: `generate` samples y and its labels, of which those of f(y) stay.
 
-    Where `picker` knows of no way to label while sampling, the teacher reads y again for its labels.
+    Where `picker` knows no way to label while sampling, the teacher reads y in a second pass.
     It depends on no other chunk, so chunks can be made in parallel.
     """
     start, device = chunk * settings.chunk, next(teacher.parameters()).device
@@ -111,13 +111,9 @@ def practice_chunk(teacher: nn.Module, tokenizer: TextTokenizer, context: Contex
                         "train the teacher longer, or check that its prompt and the extractor fit together")
     parts = []
     for rows in (kept[first : first + LABELLED_AT_ONCE] for first in range(0, len(kept), LABELLED_AT_ONCE)):
-        some = [answers[i] for i in rows]
-        if pick:
-            soft = picked_labels(some, [made[0][i] for i in rows], settings)
-        else:
-            logits = ensemble_logits(teacher, [[view[i] for i in rows] for view in prompts],
-                                     [a.completion for a in some], [a.kept for a in some], settings.precision)
-            soft = soft_labels(torch.cat(logits), settings, generator)
+        some, views = [answers[i] for i in rows], [[view[i] for i in rows] for view in prompts]
+        soft = (picked_labels(some, [made[0][i] for i in rows], settings) if pick
+                else second_pass(teacher, views, some, settings, generator))
         students = tokenizer.encode_all([context.student(inputs[i]) for i in rows])
         labelled = with_stops(some, soft, tokenizer.eos_id)
         parts.append(Examples(Ragged.of(students), *labelled, Ragged.of_texts([inputs[i] for i in rows])))
@@ -146,6 +142,14 @@ class Answer:
             return cls(y, kept, eos is not None)
         whole = cls([*y, eos] if ended else y, slice(kept.start, kept.stop + ended), False)
         return whole if whole.completion[whole.kept] else None
+
+
+def second_pass(teacher: nn.Module, prompts: list[list[list[int]]], answers: list[Answer],
+                settings: PracticeSettings, generator: torch.Generator) -> SoftLabels:
+    """The labels of all tokens that f kept, from what the teacher says under its prompts as it reads y again."""
+    logits = ensemble_logits(teacher, prompts, [a.completion for a in answers], [a.kept for a in answers],
+                             settings.precision)
+    return soft_labels(torch.cat(logits), settings, generator)
 
 
 def ensemble_logits(teacher: nn.Module, prompts: list[list[list[int]]], completions: list[list[int]],
@@ -177,7 +181,8 @@ def with_stops(answers: list[Answer], labels: SoftLabels, eos: int | None) -> tu
 def picker(settings: PracticeSettings, prompts: int, generator: torch.Generator) -> Pick | None:
     """How each step's logits give the next token and its label; None where they cannot give both.
 
-    That is: where several prompts teach together, at a temperature, and for labels too large to keep.
+    That is: where several prompts teach together, at a temperature other than the labels' 1, and where the
+    labels are too large to keep at every step.
     """
     if prompts > 1 or settings.temperature != 1:
         return None

@@ -180,12 +180,17 @@ def choose(logits: Tensor, temperature: float, top_k: int | None = None, top_p: 
 
 
 def draw(logits: Tensor, samples: int, generator: torch.Generator | None = None) -> Tensor:
-    """`samples` tokens [B, samples] of softmax(logits [B, V]), drawn independently."""
+    """`samples` tokens [B, samples] of softmax(logits [B, V]), drawn independently.
+
+    Raises ValueError, on CUDA a device-side error, where logits are not numbers.
+    """
     probabilities = logits.softmax(-1, dtype=torch.float32)
     if probabilities.device.type != "cpu":
         return torch.multinomial(probabilities, samples, replacement=True, generator=generator)
     # On the CPU, multinomial draws a number for each word, or adds up on one core and in fp32 alone
     sums = probabilities.cumsum(-1)
+    if sums[:, -1].isnan().any():
+        raise ValueError("the model's logits are not numbers: was its training stable?")
     points = torch.rand(len(sums), samples, generator=generator) * sums[:, -1:]
     return torch.searchsorted(sums, points, right=True)  # right: never a word of probability 0
 

@@ -60,6 +60,14 @@ def test_what_has_no_probability_is_never_drawn(monkeypatch, point):
     assert draw(logits[None], 3).unique().tolist() == [1 if point < 0.5 else 4]
 
 
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_logits_that_are_not_numbers(wrong):
+    logits = torch.zeros(3, 5)
+    logits[1, 2] = wrong
+    with pytest.raises(ValueError, match="not numbers"):
+        draw(logits, 2)
+
+
 def test_the_likeliest_of_equals_is_the_first():
     logits = torch.randn(50, 400, generator=seeded(0)).mul(4).round().bfloat16()
     assert torch.equal(choose(logits, 0), logits.float().argmax(-1))
