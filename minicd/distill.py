@@ -146,7 +146,7 @@ class Answer:
 
 def second_pass(teacher: nn.Module, prompts: list[list[list[int]]], answers: list[Answer],
                 settings: PracticeSettings, generator: torch.Generator) -> SoftLabels:
-    """The labels of all tokens that f kept, from what the teacher says under its prompts as it reads y again."""
+    """The labels of all tokens that f kept, from the teacher's logits as it reads y under its prompts."""
     logits = ensemble_logits(teacher, prompts, [a.completion for a in answers], [a.kept for a in answers],
                              settings.precision)
     return soft_labels(torch.cat(logits), settings, generator)
@@ -199,7 +199,7 @@ def picker(settings: PracticeSettings, prompts: int, generator: torch.Generator)
 def picked_labels(answers: list[Answer], made: list[tuple[Tensor, ...]],
                   settings: PracticeSettings) -> SoftLabels:
     """The labels of all tokens that f kept, from what the pick of `picker` made at each step."""
-    kept = [torch.cat([steps[answer.kept] for steps, answer in zip(column, answers)]) for column in zip(*made)]
+    kept = [torch.cat([steps[a.kept] for steps, a in zip(column, answers)]) for column in zip(*made)]
     return SoftLabels.of_draws(*kept) if settings.labels == "sampled" else SoftLabels.of_probabilities(*kept)
 
 

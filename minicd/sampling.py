@@ -18,7 +18,7 @@ LOGITS_AT_ONCE = 2**28  # the most numbers that score() makes at a time: 1 GiB i
 LOOK_EVERY = 8  # steps between checks for finished rows on CUDA, where each check waits for the device
 SHRINK_BELOW = 0.75  # the share of running rows below which smaller steps pay for the copy of the cache
 SHRINK_RECORDED_BELOW = 0.5  # the same on CUDA, where the smaller step has to be recorded anew
-Pick = Callable[[Tensor], "tuple[Tensor, ...]"]  # logits [B, V] → next tokens [B], and what else to keep [B, …]
+Pick = Callable[[Tensor], "tuple[Tensor, ...]"]  # logits [B, V] → next tokens [B], what else to keep [B, …]
 
 
 @torch.no_grad()
