@@ -106,7 +106,7 @@ class Addition(Experiment):
         student_batch=8, warmup=0.0, decay=0.0, clip=0.0, optimiser="adamw"), "smollm2": dict(
         scale="smollm2", model="data/smollm2", scratchpad="lines", teacher_epochs=12, teacher_lr=3e-4,
         teacher_batch=16, direct_epochs=40, dropout=0.0, practice_questions=10_000, student_epochs=5.0,
-        student_lr=5e-4, student_batch=32, optimiser="adamw", test_questions=2000, save_every=300.0)}
+        student_lr=5e-4, student_batch=32, optimiser="adamw", save_every=300.0)}
     RECORDS = ("smollm2", "pocket", "paper")
     QUICK = dict(max_digits=3, teacher_epochs=20, teacher_lr=3e-3, dropout=0.0, floor=5.0, direct_epochs=10,
                  practice_questions=10_000, student_epochs=8.0, student_lr=3e-3, student_batch=64,
