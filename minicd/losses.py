@@ -26,6 +26,8 @@ from typing import Callable
 import torch
 from torch import Tensor
 
+from .runtime.fused import parts
+
 FLOOR = 1e-10  # the least probability in the losses that take the logarithm of the label
 
 
@@ -104,17 +106,21 @@ class GatherAndLogSumExp(torch.autograd.Function):
 
     @staticmethod
     def forward(context, logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        z = at_least_fp32(logits)
-        logsumexp = z.logsumexp(-1)
+        logsumexp = logits.new_empty(logits.shape[:-1], dtype=torch.promote_types(logits.dtype, torch.float32))
+        for z, out in parts(logits.flatten(0, -2), logsumexp.flatten()):
+            out.copy_(at_least_fp32(z).logsumexp(-1))
         context.save_for_backward(logits, ids, logsumexp)
-        return z.gather(-1, ids), logsumexp
+        return at_least_fp32(logits.gather(-1, ids)), logsumexp
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(context, grad_z: Tensor, grad_logsumexp: Tensor) -> tuple[Tensor, None]:
         logits, ids, logsumexp = context.saved_tensors
-        p = (logits - logsumexp[..., None]).exp_()
-        return p.mul_(grad_logsumexp[..., None]).scatter_add_(-1, ids, grad_z).to(logits.dtype), None
+        grad, columns = torch.empty_like(logits), (logsumexp[..., None], grad_logsumexp[..., None])
+        rows = (t.flatten(0, -2) for t in (logits, ids, grad_z, *columns, grad))
+        for z, i, dz, l, dl, out in parts(*rows):
+            out.copy_((at_least_fp32(z) - l).exp_().mul_(dl).scatter_add_(-1, i, dz))
+        return grad, None
 
 
 def at_least_fp32(logits: Tensor) -> Tensor:
