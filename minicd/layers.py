@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .runtime import fused
-
 ROUNDED = 16  # steps between new lengths of attention, see `KVCache.end`
 
 
@@ -20,8 +18,6 @@ class RMSNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        if fused.pays(x):
-            return fused.Norm.apply(x, self.weight, self.epsilon)
         y = F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.epsilon)
         return y.to(self.weight.dtype)
 
@@ -57,12 +53,17 @@ def plain_attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) ->
     """`attend` by plain products: faster than the CPU's fused kernel for one query and for bf16 gradients."""
     (batch, heads, length, size), kv_heads = q.shape, k.shape[1]
     groups = (q if scale == 1.0 else q * scale).reshape(batch, kv_heads, -1, size).to(k.dtype)
-    logits = (groups @ k.transpose(-2, -1)).view(batch, heads, length, -1)
-    logits = logits.add_(bias.to(logits.dtype))
-    with torch.autocast(q.device.type, enabled=False):  # the kernel computes in fp32 without a copy in fp32
-        weights = logits.softmax(-1)
+    weights = softmax((groups @ k.transpose(-2, -1)).view(batch, heads, length, -1).add_(bias))
     y = weights.view(batch, kv_heads, -1, v.shape[2]).to(v.dtype) @ v
     return y.reshape(batch, heads, length, size).to(q.dtype)
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """Over the last dimension. Autocast copies to fp32 first, in which the kernel computes anyway."""
+    if not logits.requires_grad:
+        return logits.softmax(-1)
+    with torch.autocast(logits.device.type, enabled=False):
+        return logits.softmax(-1)
 
 
 def attend_with_prefix(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float,
