@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .runtime import fused
-
 ROUNDED = 16  # steps between new lengths of attention, see `KVCache.end`
 
 
@@ -20,8 +18,6 @@ class RMSNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        if fused.pays(x):
-            return fused.Norm.apply(x, self.weight, self.epsilon)
         y = F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.epsilon)
         return y.to(self.weight.dtype)
 
@@ -59,7 +55,7 @@ def plain_attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) ->
     groups = (q if scale == 1.0 else q * scale).reshape(batch, kv_heads, -1, size).to(k.dtype)
     with torch.autocast(q.device.type, enabled=False):  # it would copy keys to bf16, weights to fp32
         logits = (groups @ k.transpose(-2, -1)).view(batch, heads, length, -1)
-        weights = logits.add_(bias.to(logits.dtype)).softmax(-1)
+        weights = logits.add_(bias).softmax(-1)
         y = weights.view(batch, kv_heads, -1, v.shape[2]).to(v.dtype) @ v
     return y.reshape(batch, heads, length, size).to(q.dtype)
 

@@ -102,13 +102,13 @@ class GatherAndLogSumExp(torch.autograd.Function):
     """Logits [..., V], ids [..., K] → z at the ids [..., K] and logsumexp(z) [...], in at least fp32.
 
     The gradient is written out: autograd's holds four tensors as large as the logits at once, this one.
+    Both go through the logits in parts, so that on the CPU there is never a copy of all of them in fp32.
     """
 
     @staticmethod
     def forward(context, logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        logsumexp = logits.new_empty(logits.shape[:-1], dtype=torch.promote_types(logits.dtype, torch.float32))
-        for z, out in parts(logits.flatten(0, -2), logsumexp.flatten()):
-            out.copy_(at_least_fp32(z).logsumexp(-1))
+        rows = parts(logits.flatten(0, -2))
+        logsumexp = torch.cat([at_least_fp32(z).logsumexp(-1) for z, in rows]).view(logits.shape[:-1])
         context.save_for_backward(logits, ids, logsumexp)
         return at_least_fp32(logits.gather(-1, ids)), logsumexp
 

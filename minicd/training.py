@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .runtime.device import autocast
 from .runtime.files import all_tensors, atomic_safetensors, open_safetensors
 from .runtime.muon import Muon
-from .runtime.products import PLAIN, chosen_products, fastest
+from .runtime.products import chosen_products, fastest
 from .runtime.progress import bar
 from .labels import Examples, LabelBatch
 from .losses import find_loss, mean_over_answers
@@ -106,7 +106,7 @@ class Run:
         self.device = next(model.parameters()).device
         self.description = json.dumps({"settings": asdict(settings), "steps": steps, "seed": seed})
         self.step, self.history, self.saved = 0, [], time.monotonic()
-        self.products: list[bool] = []  # measured in the first step and then kept, for a resume to be exact
+        self.products: list[bool] | None = None  # measured in the first step, then kept: resume is exact
         torch.manual_seed(seed)
         if checkpoint and checkpoint.exists():
             self.load()
@@ -115,7 +115,8 @@ class Run:
         """One optimiser step; returns the batch's loss, still on the device."""
         prompts, labels = prompts.to(self.device, non_blocking=True), labels.to(self.device)
         with autocast(self.device, self.settings.precision):
-            self.products = self.products or fastest(self.model, prompts.numel() + labels.tokens.numel())
+            if self.products is None:
+                self.products = fastest(self.model, prompts.numel() + labels.tokens.numel())
             with chosen_products(self.model, self.products):
                 logits = self.model(prompts, labels.tokens)
         loss = mean_over_answers(self.loss(logits, labels), labels.mask, self.tokens_per_batch)
@@ -161,7 +162,7 @@ class Run:
                 raise ValueError(
                     f"{self.checkpoint} belongs to a run with other settings ({metadata.get('run')}); this "
                     f"one has {self.description}. Delete it to train this stage anew")
-            self.products = json.loads(metadata.get("products", json.dumps(PLAIN)))  # older files lack it
+            self.products = json.loads(metadata.get("products", "[]"))  # older files lack it
             self.restore(json.loads(metadata["history"]), state)
 
     def restore(self, progress: list, state: dict[str, Tensor]) -> None:
