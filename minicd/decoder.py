@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layers import Embedding, KVCache, RMSNorm, attend, decoding_layout
+from .runtime.fused import Rotation
 
 SHARED_FROM = 16  # common tokens of all prompts from which it pays to read them once
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu,
@@ -147,6 +148,8 @@ def rotations(positions: Tensor, config: DecoderConfig) -> tuple[Tensor, Tensor]
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn dimension i of x [B, heads, T, d] against dimension i + d/2; cos and sin [B, 1, T, d/2]."""
+    if x.requires_grad and x.device.type == "cpu":
+        return Rotation.apply(x, cos, sin)
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .labels import Examples, Ragged, SoftLabels
+from .labels import Examples, Ragged, SoftLabels, likeliest
 from .losses import check_labels
-from .sampling import generate, score
+from .sampling import Pick, draw, generate, score
 from .tokenizer import TextTokenizer
 from .training import Epochs, FitSettings, fit
 
 LABELLED_AT_ONCE = 512  # answers whose logits are in memory together
+KEPT_MOST = 128  # draws or likeliest tokens of each step that are kept until f has read the completion
 Template = Callable[[str], str]
 Extractor = Callable[[list[int]], slice | None]
 
@@ -86,8 +87,9 @@ def practice(teacher: nn.Module, tokenizer: TextTokenizer, context: Context, n: 
 
 def practice_chunk(teacher: nn.Module, tokenizer: TextTokenizer, context: Context, n: int, chunk: int,
                    settings: PracticeSettings, *, seed: int = 0, name: str = "practice") -> Examples:
-    """Chunk number `chunk` of `practice`: `generate` samples y, then `label` labels f(y).
+    """Chunk number `chunk` of `practice`: `generate` samples y and its labels, of which those of f(y) stay.
 
+    Where `picker` knows no way to label while sampling, the teacher reads y in a second pass.
     It depends on no other chunk, so chunks can be made in parallel.
     """
     start, device = chunk * settings.chunk, next(teacher.parameters()).device
@@ -97,10 +99,11 @@ def practice_chunk(teacher: nn.Module, tokenizer: TextTokenizer, context: Contex
     inputs = context.inputs(size, rng)
     prompts = [tokenizer.encode_all([template(x) for x in inputs]) for template in context.teachers]
     sampled_from = rng.integers(len(prompts), size=size) if len(prompts) > 1 else [0] * size  # of an ensemble
-    sampled, reasons = generate(teacher, [prompts[k][i] for i, k in enumerate(sampled_from)],
-                                settings.max_new_tokens, settings.temperature, generator=generator,
-                                progress=f"{name} {start + size}/{n}", reasons=True,
-                                precision=settings.precision)
+    pick = picker(settings, len(prompts), generator)
+    sampled, reasons, *made = generate(teacher, [prompts[k][i] for i, k in enumerate(sampled_from)],
+                                       settings.max_new_tokens, settings.temperature, generator=generator,
+                                       progress=f"{name} {start + size}/{n}", reasons=True,
+                                       precision=settings.precision, pick=pick)
     answers = [Answer.of(y, context.extract(y), why, tokenizer.eos_id) for y, why in zip(sampled, reasons)]
     kept = [i for i, answer in enumerate(answers) if answer]
     if len(kept) < size / 10:
@@ -109,10 +112,10 @@ def practice_chunk(teacher: nn.Module, tokenizer: TextTokenizer, context: Contex
     parts = []
     for rows in (kept[first : first + LABELLED_AT_ONCE] for first in range(0, len(kept), LABELLED_AT_ONCE)):
         some, views = [answers[i] for i in rows], [[view[i] for i in rows] for view in prompts]
-        logits = ensemble_logits(teacher, views, [a.completion for a in some], [a.kept for a in some],
-                                 settings.precision)
+        soft = (picked_labels(some, [made[0][i] for i in rows], settings) if pick
+                else second_pass(teacher, views, some, settings, generator))
         students = tokenizer.encode_all([context.student(inputs[i]) for i in rows])
-        labelled = label(some, logits, tokenizer.eos_id, settings, generator)
+        labelled = with_stops(some, soft, tokenizer.eos_id)
         parts.append(Examples(Ragged.of(students), *labelled, Ragged.of_texts([inputs[i] for i in rows])))
     return Examples.join(parts)
 
@@ -141,6 +144,14 @@ class Answer:
         return whole if whole.completion[whole.kept] else None
 
 
+def second_pass(teacher: nn.Module, prompts: list[list[list[int]]], answers: list[Answer],
+                settings: PracticeSettings, generator: torch.Generator) -> SoftLabels:
+    """The labels of all tokens that f kept, from the teacher's logits as it reads y under its prompts."""
+    logits = ensemble_logits(teacher, prompts, [a.completion for a in answers], [a.kept for a in answers],
+                             settings.precision)
+    return soft_labels(torch.cat(logits), settings, generator)
+
+
 def ensemble_logits(teacher: nn.Module, prompts: list[list[list[int]]], completions: list[list[int]],
                     slices: list[slice], precision: str | None = None) -> list[Tensor]:
     """The teacher's logits at the tokens that f kept, [T, V] for each completion.
@@ -154,18 +165,42 @@ def ensemble_logits(teacher: nn.Module, prompts: list[list[list[int]]], completi
     return [torch.stack(rows).log_softmax(-1).logsumexp(0) - math.log(len(rows)) for rows in zip(*views)]
 
 
-def label(answers: list[Answer], logits: list[Tensor], eos: int | None, settings: PracticeSettings,
-          generator: torch.Generator) -> tuple[Ragged, SoftLabels]:
-    """What f kept, and labels of all its tokens. Where f cut something off, a stop token follows.
+def with_stops(answers: list[Answer], labels: SoftLabels, eos: int | None) -> tuple[Ragged, SoftLabels]:
+    """What f kept, and the labels of all its tokens. Where f cut something off, a stop token follows.
 
     That one has a hard label: the teacher went on there, so its distribution says nothing about stopping.
     """
     tokens = [answer.completion[answer.kept] for answer in answers]
-    soft = soft_labels(torch.cat(logits), settings, generator).split([len(row) for row in tokens])
     stop = SoftLabels.one_hot(torch.tensor([eos] if eos is not None else []))
-    labels = [part for row, answer in zip(soft, answers) for part in ((row, stop) if answer.cut else (row,))]
+    soft = labels.split([len(row) for row in tokens])
+    parts = [part for row, answer in zip(soft, answers) for part in ((row, stop) if answer.cut else (row,))]
     rows = [[*row, eos] if answer.cut else row for row, answer in zip(tokens, answers)]
-    return Ragged.of(rows), SoftLabels.join(labels)
+    return Ragged.of(rows), SoftLabels.join(parts)
+
+
+def picker(settings: PracticeSettings, prompts: int, generator: torch.Generator) -> Pick | None:
+    """How each step's logits give the next token and its label; None where they cannot give both.
+
+    That is: where several prompts teach together, at a temperature other than the labels' 1, and where the
+    labels are too large to keep at every step.
+    """
+    if prompts > 1 or settings.temperature != 1:
+        return None
+    if settings.labels == "sampled" and settings.label_samples <= KEPT_MOST:
+        def pick(logits: Tensor) -> tuple[Tensor, ...]:
+            drawn = draw(logits, 1 + settings.label_samples, generator)
+            return drawn[:, 0], drawn[:, 1:].int()
+        return pick
+    if settings.labels == "top" and settings.label_top <= KEPT_MOST:
+        return lambda logits: (draw(logits, 1, generator)[:, 0], *likeliest(logits, settings.label_top))
+    return None
+
+
+def picked_labels(answers: list[Answer], made: list[tuple[Tensor, ...]],
+                  settings: PracticeSettings) -> SoftLabels:
+    """The labels of all tokens that f kept, from what the pick of `picker` made at each step."""
+    kept = [torch.cat([steps[a.kept] for steps, a in zip(column, answers)]) for column in zip(*made)]
+    return SoftLabels.of_draws(*kept) if settings.labels == "sampled" else SoftLabels.of_probabilities(*kept)
 
 
 def soft_labels(logits: Tensor, settings: PracticeSettings, generator: torch.Generator) -> SoftLabels:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .runtime.checks import check_practice_set
 from .runtime.files import all_tensors, atomic_safetensors, open_safetensors
+from .sampling import draw
 
 
 @dataclass
@@ -100,7 +101,11 @@ class SoftLabels:
 
         E[counts / samples] = softmax(logits), so a loss linear in the label keeps its expected gradient.
         """
-        draws = torch.multinomial(logits.float().softmax(-1), samples, replacement=True, generator=generator)
+        return cls.of_draws(draw(logits, samples, generator))
+
+    @classmethod
+    def of_draws(cls, draws: Tensor) -> SoftLabels:
+        """Drawn tokens [M, samples] → how often each was drawn."""
         draws = draws.sort(-1).values.cpu()
         first = torch.ones_like(draws, dtype=torch.bool)  # the first of each run of equal tokens
         first[:, 1:] = draws[:, 1:] != draws[:, :-1]
@@ -112,9 +117,12 @@ class SoftLabels:
     @classmethod
     def top(cls, logits: Tensor, k: int = 0) -> SoftLabels:
         """The k most likely tokens of softmax(logits [M, V]), or with k = 0 all of them: an exact label."""
-        positions, vocabulary = logits.shape
-        weights, ids = logits.float().softmax(-1).topk(k if 0 < k < vocabulary else vocabulary, dim=-1)
-        starts = torch.arange(positions + 1) * weights.shape[1]
+        return cls.of_probabilities(*likeliest(logits, k))
+
+    @classmethod
+    def of_probabilities(cls, ids: Tensor, weights: Tensor) -> SoftLabels:
+        """Tokens [M, K] and their probabilities [M, K]."""
+        starts = torch.arange(len(ids) + 1) * ids.shape[1]
         return cls(Ragged(ids.int().cpu().flatten(), starts), weights.cpu().flatten())
 
     @classmethod
@@ -147,6 +155,13 @@ class SoftLabels:
         if weights.is_floating_point():
             return ids, weights
         return ids, weights / weights.sum(-1, keepdim=True).clamp(min=1)
+
+
+def likeliest(logits: Tensor, k: int = 0) -> tuple[Tensor, Tensor]:
+    """Logits [M, V] → the k most likely tokens [M, k] and their probabilities [M, k]; k = 0: all tokens."""
+    vocabulary = logits.shape[-1]
+    weights, ids = logits.float().softmax(-1).topk(k if 0 < k < vocabulary else vocabulary, dim=-1)
+    return ids, weights
 
 
 @dataclass

@@ -53,8 +53,10 @@ def plain_attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) ->
     """`attend` by plain products: faster than the CPU's fused kernel for one query and for bf16 gradients."""
     (batch, heads, length, size), kv_heads = q.shape, k.shape[1]
     groups = (q if scale == 1.0 else q * scale).reshape(batch, kv_heads, -1, size).to(k.dtype)
-    weights = (groups @ k.transpose(-2, -1)).view(batch, heads, length, -1).add_(bias).softmax(-1)
-    y = weights.view(batch, kv_heads, -1, v.shape[2]).to(v.dtype) @ v
+    with torch.autocast(q.device.type, enabled=False):  # it would copy keys to bf16, weights to fp32
+        logits = (groups @ k.transpose(-2, -1)).view(batch, heads, length, -1)
+        weights = logits.add_(bias).softmax(-1)
+        y = weights.view(batch, kv_heads, -1, v.shape[2]).to(v.dtype) @ v
     return y.reshape(batch, heads, length, size).to(q.dtype)
 
 
@@ -64,14 +66,18 @@ def attend_with_prefix(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: flo
     (batch, heads, length, size), kv_heads = q.shape, k.shape[1]
     prefix_k, prefix_v = (x[0].to(k.dtype) for x in prefix)  # [kv_heads, P, d]
     groups = (q * scale).reshape(batch, kv_heads, -1, size).to(k.dtype)
+    own = product(groups, k.transpose(-2, -1)).view(batch, heads, length, -1).add_(bias)
     before = rows_together(groups) @ prefix_k.transpose(-2, -1)
-    logits = torch.cat([rows_apart(before, batch), groups @ k.transpose(-2, -1)], -1)
-    logits = logits.view(batch, heads, length, -1)
-    logits[..., prefix_k.shape[1] :] += bias
-    weights = logits.softmax(-1).view(batch, kv_heads, -1, logits.shape[-1]).to(v.dtype)
-    before, own = weights.split([prefix_k.shape[1], k.shape[2]], -1)
-    y = rows_apart(rows_together(before) @ prefix_v, batch) + own @ v
+    logits = torch.cat([before, rows_together(own.view(batch, kv_heads, -1, k.shape[2]))], -1)
+    before, own = logits.softmax(-1).to(v.dtype).split([prefix_k.shape[1], k.shape[2]], -1)
+    y = rows_apart(before @ prefix_v, batch) + product(rows_apart(own, batch), v)
     return y.reshape(batch, heads, length, size).to(q.dtype)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in their own type: autocast would copy all of a cache in fp32 to bf16 at every step."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b
 
 
 def rows_together(x: Tensor) -> Tensor:

@@ -26,6 +26,8 @@ from typing import Callable
 import torch
 from torch import Tensor
 
+from .runtime.fused import parts
+
 FLOOR = 1e-10  # the least probability in the losses that take the logarithm of the label
 
 
@@ -100,21 +102,25 @@ class GatherAndLogSumExp(torch.autograd.Function):
     """Logits [..., V], ids [..., K] → z at the ids [..., K] and logsumexp(z) [...], in at least fp32.
 
     The gradient is written out: autograd's holds four tensors as large as the logits at once, this one.
+    Both go through the logits in parts, so that on the CPU there is never a copy of all of them in fp32.
     """
 
     @staticmethod
     def forward(context, logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        z = at_least_fp32(logits)
-        logsumexp = z.logsumexp(-1)
+        rows = parts(logits.flatten(0, -2))
+        logsumexp = torch.cat([at_least_fp32(z).logsumexp(-1) for z, in rows]).view(logits.shape[:-1])
         context.save_for_backward(logits, ids, logsumexp)
-        return z.gather(-1, ids), logsumexp
+        return at_least_fp32(logits.gather(-1, ids)), logsumexp
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(context, grad_z: Tensor, grad_logsumexp: Tensor) -> tuple[Tensor, None]:
         logits, ids, logsumexp = context.saved_tensors
-        p = (logits - logsumexp[..., None]).exp_()
-        return p.mul_(grad_logsumexp[..., None]).scatter_add_(-1, ids, grad_z).to(logits.dtype), None
+        grad, columns = torch.empty_like(logits), (logsumexp[..., None], grad_logsumexp[..., None])
+        rows = (t.flatten(0, -2) for t in (logits, ids, grad_z, *columns, grad))
+        for z, i, dz, l, dl, out in parts(*rows):
+            out.copy_((at_least_fp32(z) - l).exp_().mul_(dl).scatter_add_(-1, i, dz))
+        return grad, None
 
 
 def at_least_fp32(logits: Tensor) -> Tensor:

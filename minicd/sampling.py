@@ -18,27 +18,30 @@ LOGITS_AT_ONCE = 2**28  # the most numbers that score() makes at a time: 1 GiB i
 LOOK_EVERY = 8  # steps between checks for finished rows on CUDA, where each check waits for the device
 SHRINK_BELOW = 0.75  # the share of running rows below which smaller steps pay for the copy of the cache
 SHRINK_RECORDED_BELOW = 0.5  # the same on CUDA, where the smaller step has to be recorded anew
+Pick = Callable[[Tensor], "tuple[Tensor, ...]"]  # logits [B, V] → next tokens [B], what else to keep [B, …]
 
 
 @torch.no_grad()
 def generate(model, prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float = 1.0,
              top_k: int | None = None, top_p: float | None = None, stop: Sequence[int | str] = (),
              generator: torch.Generator | None = None, batch_size: int = 512, progress: str = "",
-             tokenizer=None, reasons: bool = False, precision: str | None = None
-             ) -> list[list[int]] | tuple[list[list[int]], list[str]]:
+             tokenizer=None, reasons: bool = False, precision: str | None = None, pick: Pick | None = None
+             ) -> list[list[int]] | tuple[list, ...]:
     """Sample one completion for each prompt (lists of token ids); temperature 0 is greedy.
 
     `stop`: token ids, and strings (which need the `tokenizer`), that end a completion like the model's own
     end-of-sequence tokens. Returns token-id lists without what ended them; with `reasons`, also why each
     ended: "eos", "stop", or "length" after max_new_tokens tokens. `precision`: bf16, fp32, auto, or None for
     that of the weights. Where memory runs out, the batch is halved, with a warning.
+    `pick` chooses instead of temperature, top_k and top_p, and may make more of each step's logits: with it,
+    reasons are returned, and for each completion y a tuple of what was made [max_new_tokens, …]: row t at
+    y[t], row len(y) at the token that ended y, and nothing of meaning after it.
     Raises ValueError for an empty or too long prompt, a setting out of range, another device's generator.
     """
     check(model, prompts, max_new_tokens, temperature, top_k, top_p)
-    stops = Stops(model, stop, tokenizer)
-    how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": generator}
-    results: list[list[int]] = [[]] * len(prompts)
-    why = ["length"] * len(prompts)
+    stops, returned = Stops(model, stop, tokenizer), 3 if pick else 1 + reasons
+    pick = pick or (lambda logits: (choose(logits, temperature, top_k, top_p, generator),))
+    results, why, made = ([empty] * len(prompts) for empty in ([], "length", ()))
     device = next(model.parameters()).device
     if generator and generator.device.type != device.type:
         raise ValueError(f"the generator is on {generator.device} and the model on {device}: "
@@ -46,10 +49,11 @@ def generate(model, prompts: Sequence[Sequence[int]], max_new_tokens: int, tempe
     with eval_mode(model), pack_weights(model), autocast(device, precision):
         def run(rows: list[int]) -> None:
             batch = pad([prompts[i] for i in rows], model.config.pad_token_id).to(device)
-            for i, tokens in zip(rows, sample_batch(model, batch, max_new_tokens, stops, how).tolist()):
-                results[i], why[i] = stops.cut(tokens)
+            tokens, *more = sample_batch(model, batch, max_new_tokens, stops, pick)
+            for i, row, *rest in zip(rows, tokens.tolist(), *(x.cpu() for x in more)):
+                (results[i], why[i]), made[i] = stops.cut(row), tuple(rest)
         in_batches(run, by_length(prompts), batch_size, generator, progress)
-    return (results, why) if reasons else results
+    return results if returned == 1 else (results, why, made)[:returned]
 
 
 def in_batches(run: Callable[[list[int]], None], rows: list[int], size: int, generator=None,
@@ -79,12 +83,16 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
-def sample_batch(model, prompts: Tensor, max_new_tokens: int, stops: Stops, how: dict) -> Tensor:
-    """Prompts [B, S] → tokens [B, max_new_tokens]; what follows a row's stop token is more stop tokens."""
+def sample_batch(model, prompts: Tensor, max_new_tokens: int, stops: Stops, pick: Pick) -> list[Tensor]:
+    """Prompts [B, S] → tokens [B, max_new_tokens], and what else `pick` makes [B, max_new_tokens, …].
+
+    What follows a row's stop token is more stop tokens.
+    """
     logits, cache = model.prefill(prompts, max_new_tokens)
-    tokens = choose(logits, **how)
-    out = torch.full((len(prompts), max_new_tokens), stops.filler, device=prompts.device)
-    out[:, 0] = tokens
+    tokens, *more = pick(logits)
+    out, *kept = (x.new_zeros(len(x), max_new_tokens, *x.shape[1:]) for x in (tokens, *more))
+    out.fill_(stops.filler)
+    put((out, *kept), slice(None), 0, (tokens, *more))
     alive = torch.arange(len(prompts), device=prompts.device)  # numbers in `out` of the rows still running
     finished = torch.isin(tokens, stops.ids)
     look_every, shrink_below = pace(prompts.device)
@@ -100,11 +108,17 @@ def sample_batch(model, prompts: Tensor, max_new_tokens: int, stops: Stops, how:
                 alive, tokens, finished, step = alive[running], tokens[running], finished[running], None
         if step is None:
             step = stepper(model, tokens, cache, max_new_tokens - t)
-        tokens = choose(step(tokens), **how)
+        tokens, *more = pick(step(tokens))
         tokens = torch.where(finished, stops.filler, tokens)
         finished = finished | torch.isin(tokens, stops.ids)
-        out[alive, t] = tokens
-    return out
+        put((out, *kept), alive, t, (tokens, *more))
+    return [out, *kept]
+
+
+def put(memory: Sequence[Tensor], rows: Tensor | slice, t: int, step: Sequence[Tensor]) -> None:
+    """Write what step t made for these rows."""
+    for kept, made in zip(memory, step):
+        kept[rows, t] = made
 
 
 def pace(device: torch.device) -> tuple[int, float]:
@@ -152,7 +166,7 @@ def choose(logits: Tensor, temperature: float, top_k: int | None = None, top_p: 
            generator=None) -> Tensor:
     """Logits [B, V] → one token for each row [B]."""
     if temperature == 0:
-        return logits.argmax(-1)
+        return logits.max(-1).indices  # on the CPU, argmax takes four times as long
     logits = logits.float() / temperature
     if top_k is not None:
         kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
@@ -162,7 +176,23 @@ def choose(logits: Tensor, temperature: float, top_k: int | None = None, top_p: 
         probability = ordered.softmax(-1)
         outside = probability.cumsum(-1) - probability >= top_p  # the most likely token always stays
         logits = logits.masked_fill(outside.gather(-1, index.argsort(-1)), -torch.inf)
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+    return draw(logits, 1, generator)[:, 0]
+
+
+def draw(logits: Tensor, samples: int, generator: torch.Generator | None = None) -> Tensor:
+    """`samples` tokens [B, samples] of softmax(logits [B, V]), drawn independently.
+
+    Raises ValueError, on CUDA a device-side error, where logits are not numbers.
+    """
+    probabilities = logits.softmax(-1, dtype=torch.float32)
+    if probabilities.device.type != "cpu":
+        return torch.multinomial(probabilities, samples, replacement=True, generator=generator)
+    # On the CPU, multinomial draws a number for each word, or adds up on one core and in fp32 alone
+    sums = probabilities.cumsum(-1)
+    if sums[:, -1].isnan().any():
+        raise ValueError("the model's logits are not numbers: was its training stable?")
+    points = torch.rand(len(sums), samples, generator=generator) * sums[:, -1:]
+    return torch.searchsorted(sums, points, right=True)  # right: never a word of probability 0
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .runtime.device import autocast
 from .runtime.files import all_tensors, atomic_safetensors, open_safetensors
 from .runtime.muon import Muon
+from .runtime.products import chosen_products, fastest
 from .runtime.progress import bar
 from .labels import Examples, LabelBatch
 from .losses import find_loss, mean_over_answers
@@ -105,6 +106,7 @@ class Run:
         self.device = next(model.parameters()).device
         self.description = json.dumps({"settings": asdict(settings), "steps": steps, "seed": seed})
         self.step, self.history, self.saved = 0, [], time.monotonic()
+        self.products: list[bool] | None = None  # measured in the first step, then kept: resume is exact
         torch.manual_seed(seed)
         if checkpoint and checkpoint.exists():
             self.load()
@@ -113,7 +115,10 @@ class Run:
         """One optimiser step; returns the batch's loss, still on the device."""
         prompts, labels = prompts.to(self.device, non_blocking=True), labels.to(self.device)
         with autocast(self.device, self.settings.precision):
-            logits = self.model(prompts, labels.tokens)
+            if self.products is None:
+                self.products = fastest(self.model, prompts.numel() + labels.tokens.numel())
+            with chosen_products(self.model, self.products):
+                logits = self.model(prompts, labels.tokens)
         loss = mean_over_answers(self.loss(logits, labels), labels.mask, self.tokens_per_batch)
         loss.backward()
         if self.settings.clip:
@@ -144,8 +149,9 @@ class Run:
             raise FloatingPointError(
                 f"step {self.step} made weights that are not finite; lower the learning rate or clip the "
                 "gradient. The last checkpoint is from before that step")
-        history = json.dumps([self.step, self.history])
-        atomic_safetensors(self.checkpoint, self.tensors(), {"run": self.description, "history": history})
+        metadata = {"run": self.description, "history": json.dumps([self.step, self.history]),
+                    "products": json.dumps(self.products)}
+        atomic_safetensors(self.checkpoint, self.tensors(), metadata)
         self.saved = time.monotonic()
 
     def load(self) -> None:
@@ -156,6 +162,7 @@ class Run:
                 raise ValueError(
                     f"{self.checkpoint} belongs to a run with other settings ({metadata.get('run')}); this "
                     f"one has {self.description}. Delete it to train this stage anew")
+            self.products = json.loads(metadata.get("products", "[]"))  # older files lack it
             self.restore(json.loads(metadata["history"]), state)
 
     def restore(self, progress: list, state: dict[str, Tensor]) -> None:

@@ -1,5 +1,6 @@
 """The practice pass and the distillation pass, on a random T5 and a toy context."""
 
+import sys
 from copy import deepcopy
 
 import numpy as np
@@ -14,6 +15,7 @@ from minicd.sampling import score
 from minicd.tokenizer import word_tokenizer
 from minicd.training import FitSettings
 
+distill_module = sys.modules["minicd.distill"]  # minicd.distill itself is the function
 LETTERS = list("abcdefgh")
 TOKENIZER = word_tokenizer([*LETTERS, "teacher", "student", "twice"])
 VOCABULARY = len(TOKENIZER)
@@ -70,6 +72,12 @@ def practised(teacher) -> tuple[Recorder, Examples]:
     return recorder, practice(teacher, TOKENIZER, recorder.context, 60, SETTINGS, seed=1)
 
 
+@pytest.fixture(params=[10**6, 0], ids=["while sampling", "second pass"])
+def route(request, monkeypatch) -> None:
+    """Both ways to a label: with the token, at the step that draws it, or when the teacher reads what it wrote."""
+    monkeypatch.setattr(distill_module, "KEPT_MOST", request.param)
+
+
 def tensors(items: Examples) -> list[torch.Tensor]:
     parts = (items.prompts, items.answers, items.labels.ids)
     return [*(part.values for part in parts), *(part.starts for part in parts), items.labels.weights]
@@ -107,7 +115,7 @@ def test_every_answer_token_has_a_label_and_the_stop_token_a_hard_one_where_the_
             assert counts.sum() == 100 and (counts > 0).sum() > 1
 
 
-def test_labels_come_from_the_teachers_distribution_under_the_teachers_prompt(teacher):
+def test_labels_come_from_the_teachers_distribution_under_the_teachers_prompt(teacher, route):
     """Counts of 5000 samples against q at the same position; neither the student's prompt nor a shifted position would pass."""
     recorder = Recorder()
     settings = PracticeSettings(label_samples=5000, max_new_tokens=12)
@@ -131,7 +139,7 @@ def test_labels_come_from_the_teachers_distribution_under_the_teachers_prompt(te
 
 
 @pytest.mark.parametrize("ends", [slice(1, -1), slice(-3, -1), slice(None, 2), slice(2, None), slice(None)])
-def test_open_and_negative_ends_of_slices(teacher, ends):
+def test_open_and_negative_ends_of_slices(teacher, ends, route):
     """However f writes its slice, every label stands with its own token."""
     def extract(tokens: list[int]) -> slice | None:
         return ends if len(tokens) >= 4 else None

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from minicd.distill import Answer, PracticeSettings, label
+from minicd.distill import Answer, with_stops
 from minicd.labels import Examples, LabelBatch, Ragged, SoftLabels
 from minicd.losses import empirical
 
@@ -170,7 +170,7 @@ def test_stop_tokens_stand_between_the_soft_labels_of_the_answers():
     logits = [torch.full((n, 6), -1e4) for n in (2, 0, 1)]
     logits[0][0, 4], logits[0][1, 5], logits[2][0, 3] = 1e4, 1e4, 1e4  # the teacher is certain: of 4, 5 and 3
     given = [Answer([2, 3, 5], slice(0, 2), True), Answer([4], slice(0, 0), True), Answer([5], slice(0, 1), False)]
-    answers, labels = label(given, logits, 1, PracticeSettings(label_samples=10), seeded(0))
+    answers, labels = with_stops(given, SoftLabels.sample(torch.cat(logits), 10, seeded(0)), 1)
     assert [answers[i] for i in range(3)] == [[2, 3, 1], [1], [5]]
     assert [labels.ids[m] for m in range(5)] == [[4], [5], [1], [1], [3]]
     assert labels.weights.tolist() == [10, 10, 1, 1, 10]

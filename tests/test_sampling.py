@@ -190,7 +190,8 @@ def test_nothing_comes_after_a_stop_token_and_none_is_returned(model, prompts, t
 def test_a_finished_row_goes_on_with_stop_tokens(model, prompts):
     """Inside the batch, before the answers are cut: also in rows that left it."""
     with torch.no_grad():
-        out = sampling.sample_batch(model, sampling.pad(prompts, 0), 24, sampling.Stops(model, [5], None), {"temperature": 0})
+        [out] = sampling.sample_batch(model, sampling.pad(prompts, 0), 24, sampling.Stops(model, [5], None),
+                                      lambda logits: (choose(logits, 0),))
     ended = torch.isin(out, torch.tensor([EOS, 5])).int().cummax(1).values.bool()
     after = ended.roll(1, 1)
     after[:, 0] = False

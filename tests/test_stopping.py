@@ -98,8 +98,11 @@ def test_a_completion_without_an_end(monkeypatch, found, answers):
 
 def fixed(monkeypatch, completion: list[int], why: str) -> None:
     """Let the teacher say this."""
-    def say(model, prompts, *how, **more):
-        return [completion] * len(prompts), [why] * len(prompts)
+    def say(model, prompts, *how, pick=None, **more):
+        said = [completion] * len(prompts), [why] * len(prompts)
+        if pick is None:
+            return said
+        return *said, [pick(logits)[1:] for logits in score(model, prompts, [[*completion, EOS]] * len(prompts))]
     monkeypatch.setattr(sys.modules["minicd.distill"], "generate", say)
 
 
@@ -136,7 +139,7 @@ def test_the_teachers_prompt_decides_the_students_gradient(monkeypatch):
 
 def test_inputs_that_the_model_did_not_finish_are_not_used():
     draw = few_shot_inputs(uniform_teacher(), TOKENIZER, ["a b", "c d", "e f"], 2, max_new_tokens=8)
-    lengths = [len(text.split()) for text in draw(200, np.random.default_rng(0))]
+    lengths = [len(text.split()) for text in draw(100, np.random.default_rng(0))]
     assert max(lengths) == 7  # the eighth token would be the stop token
 
 

@@ -104,9 +104,9 @@ class Addition(Experiment):
         scale="paper", scratchpad="nye", train_questions=499, teacher_epochs=1000, teacher_lr=3e-4,
         teacher_batch=8, direct_epochs=1000, practice_questions=10_000, student_epochs=1.0, student_lr=3e-4,
         student_batch=8, warmup=0.0, decay=0.0, clip=0.0, optimiser="adamw"), "smollm2": dict(
-        scale="smollm2", model="data/smollm2", scratchpad="lines", teacher_epochs=12, teacher_lr=1e-4,
-        teacher_batch=16, direct_epochs=40, dropout=0.0, practice_questions=10_000, student_epochs=5.0,
-        student_lr=2e-4, student_batch=32, optimiser="adamw", test_questions=2000, save_every=300.0)}
+        scale="smollm2", model="data/smollm2", scratchpad="lines", teacher_epochs=12, teacher_lr=3e-4,
+        teacher_batch=16, direct_epochs=12, dropout=0.0, practice_questions=10_000, student_epochs=4.0,
+        student_lr=5e-4, student_batch=32, optimiser="adamw", save_every=300.0)}
     RECORDS = ("smollm2", "pocket", "paper")
     QUICK = dict(max_digits=3, teacher_epochs=20, teacher_lr=3e-3, dropout=0.0, floor=5.0, direct_epochs=10,
                  practice_questions=10_000, student_epochs=8.0, student_lr=3e-3, student_batch=64,
@@ -149,10 +149,10 @@ class Addition(Experiment):
         if until >= UNTIL.index("student"):
             yield Stage("student", partial(self.student, "student", self.settings.loss), ("practice",))
         if until == UNTIL.index("table"):
-            for stage in MORE_MODELS.values() if self.settings.all_rows else ():
-                yield Stage(stage, partial(self.student, stage, "hard"), ("practice",))
             for stage, needs in ("scratchpad_and_direct", ()), ("scratchpad_then_direct", ("teacher",)):
                 yield Stage(stage, partial(self.labelled, stage), needs)
+            for stage in MORE_MODELS.values() if self.settings.all_rows else ():
+                yield Stage(stage, partial(self.student, stage, "hard"), ("practice",))
             for row, model in self.models.items():
                 yield Stage(f"test_{row}", partial(self.test, row), (model,))
 
