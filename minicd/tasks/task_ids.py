@@ -68,8 +68,9 @@ class TaskIds(TaskExperiment):
         """One round: the task at i is to be called numbers[i]."""
         inputs = [[instance.input for instance in task.instances[TEST:]] for task in self.tasks]
         everyone = pool([text for texts in inputs for text in texts])
-        return [Context(everyone if mixed else pool(own), with_explanations(task), self.prompt(number), identity)
-                for own, task, number in zip(inputs, self.tasks, numbers)]
+        draws = [everyone if mixed else pool(own) for own in inputs]
+        return [Context(draw, with_explanations(task), self.prompt(number), identity)
+                for draw, task, number in zip(draws, self.tasks, numbers)]
 
     def prompt(self, number: int) -> Template:
         return numbered(number, self.settings)
