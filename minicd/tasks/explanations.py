@@ -85,6 +85,11 @@ class Explanations(Instructions):
                 + table(["task", "in-context margin", "distillation margin"], rows))
 
     @classmethod
+    def front(cls, records: list[Record]) -> str:
+        """README has a line of it."""
+        return ""
+
+    @classmethod
     def headline(cls, record: Record) -> str:
         n, r = len(record["points"]), record["mean_margins"]["correlation"]
         return f"margins in the prompt and after distilling correlate over {n} tasks: r = {r:.2f}"

@@ -26,7 +26,7 @@ from .inputs import Inputs, NearCopies, few_shot_inputs, pool
 from .instruction_eval import SHAPES, TEST, instructed, with_explanations, without_explanations
 from .instruction_tasks import PAPER_SCALE, SMOLLM2, TaskExperiment, TaskSettings
 from .natural_instructions import NITask
-from .report import Record, against_paper, pm, seeds_of, table
+from .report import Record, against_paper, columns, pm, seeds_of, table
 from .run import Stage
 from .settings import option
 
@@ -174,6 +174,12 @@ class Instructions(TaskExperiment):
         return "\n\n".join([f"Rouge-L, mean of {len(rows)} tasks, {seeds_of(record)}",
                             against_paper(record, ROWS),
                             table(["task", *(columns.get(name, name) for name in names)], rows)])
+
+    @classmethod
+    def front(cls, records: list[Record]) -> str:
+        """A table as soon as a real model has been there."""
+        real = any(record["scale"] != "pocket" for record in records)
+        return columns(records, ROWS) if real else ""
 
     @classmethod
     def headline(cls, record: Record) -> str:
