@@ -294,3 +294,12 @@ def test_reports():
 def test_minutes_of_all_tasks_are_one_stage():
     minutes = {"total": [1.0, 2.0], "margins": [0.14, 0.1], "score-a": [0.2, 0.4], "score-b-c": [0.3, 0.5], "short": [0.01, 0.02]}
     assert minutes_line({"minutes": minutes}) == "minutes a seed: all stages 1.0/2.0, margins 0.1/0.1, score 0.5/0.9"
+
+
+def test_the_readme_has_a_table_as_soon_as_there_is_a_real_model():
+    def record(scale: str) -> dict:
+        return {"scale": scale, "seeds": [0], "metrics": {"after": {"mean": 30.0, "std": None}}, "paper": Instructions.PAPER,
+                "minutes": {"total": [9.0]}, "command": "python train.py", "hardware": "a machine", "commit": "abc"}
+    assert Instructions.front([record("pocket")]) == ""
+    text = Instructions.front([record("smollm2"), record("pocket")])
+    assert "| **student after** | 34.7 | 30.0 | 30.0 |" in text and "after**, inputs from a pool" not in text

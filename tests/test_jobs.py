@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from minicd.runtime.jobs import helpers, usual_jobs
-from minicd.runtime.memory import keep_memory
+from minicd.runtime.memory import glibc, keep_memory, return_memory
 
 
 def shout(text: str) -> str:
@@ -89,3 +89,16 @@ def test_memory_is_kept_unless_the_environment_says_how(monkeypatch):
     keep_memory()
     keep_memory()
     assert len(called) == 4 and len(set(called)) == 2
+
+
+def test_memory_goes_back_between_stages(monkeypatch):
+    asked = []
+    monkeypatch.setattr("minicd.runtime.memory.glibc", lambda *words: asked.append(words))
+    return_memory()
+    assert asked == [("malloc_trim", 0)]
+    monkeypatch.undo()
+    return_memory()  # whatever the C library
+
+
+def test_a_c_library_without_the_function_is_left_alone():
+    glibc("no_such_function_of_glibc", 1)

@@ -176,11 +176,8 @@ def atomic_safetensors(path: Path, tensors: dict[str, Tensor],
 
     Equal content gives equal files, though the library writes its metadata in random order.
     """
-    data = memoryview(save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}))
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(bytes(data[8:end]))
-    places = {name: entry["data_offsets"] for name, entry in header.items()}
-    checksums = {name: zlib.crc32(data[end + start : end + stop]) for name, (start, stop) in places.items()}
+    header, parts = laid_out({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()})
+    checksums = {name: zlib.crc32(part) for name, part in zip(header, parts)}
     shapes = {name: [entry["dtype"], entry["shape"]] for name, entry in header.items()}
     metadata = {**(metadata or {}), "crc32": json.dumps(checksums, sort_keys=True)}
     metadata |= {"place": place} if (place := place_of(path)) else {}
@@ -188,7 +185,23 @@ def atomic_safetensors(path: Path, tensors: dict[str, Tensor],
     header["__metadata__"] = dict(sorted(metadata.items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # the library keeps the numbers that follow aligned
-    atomic_bytes(path, len(text).to_bytes(8, "little"), text, data[end:])
+    atomic_bytes(path, len(text).to_bytes(8, "little"), text, *parts)
+
+
+def laid_out(tensors: dict[str, Tensor]) -> tuple[dict[str, dict], list[memoryview]]:
+    """The header's entries and the tensors' bytes, in the library's order.
+
+    The library itself would make two copies of everything in memory.
+    """
+    small = save({name: tensor.flatten()[:1] for name, tensor in tensors.items()})
+    header = json.loads(small[8 : 8 + int.from_bytes(small[:8], "little")])
+    header = dict(sorted(header.items(), key=lambda item: item[1]["data_offsets"]))
+    parts, end = [], 0
+    for name, entry in header.items():
+        parts.append(memoryview(tensors[name].flatten().view(torch.uint8).numpy()))
+        entry["shape"] = list(tensors[name].shape)
+        entry["data_offsets"] = [end, end := end + parts[-1].nbytes]
+    return header, parts
 
 
 def copy_tensors(source: Path, target: Path) -> None:

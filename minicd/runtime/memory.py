@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 
 THRESHOLDS = {-1: 2**30, -3: 2**30}  # glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, in bytes
@@ -15,9 +16,20 @@ def keep_memory() -> None:
     """
     if any(name.startswith("MALLOC_") for name in os.environ):
         return
+    for parameter, size in THRESHOLDS.items():
+        glibc("mallopt", parameter, size)
+
+
+def return_memory() -> None:
+    """Between two stages: what the last one held goes back to the system."""
+    gc.collect()
+    glibc("malloc_trim", 0)
+
+
+def glibc(name: str, *arguments: int) -> None:
+    """Call one of its functions, where it is."""
     try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        function = getattr(ctypes.CDLL("libc.so.6"), name)
     except (OSError, AttributeError):
         return
-    for parameter, size in THRESHOLDS.items():
-        mallopt(parameter, size)
+    function(*arguments)

@@ -30,7 +30,7 @@ from ..runtime.device import pick_precision
 from ..runtime.files import at_home, atomic_json, is_number, read_checked, read_json, write_checked
 from ..runtime.jobs import helpers
 from ..runtime.lock import one_writer
-from ..runtime.memory import keep_memory
+from ..runtime.memory import keep_memory, return_memory
 from ..sampling import generate
 from ..tokenizer import TextTokenizer
 from ..training import FitSettings
@@ -156,6 +156,7 @@ class Experiment:
                 made = stage.make()
             self.folder.note(stage.name, precision=pick_precision(self.device, self.settings.precision))
             self.folder.keep(stage.name, made, self.tokenizer if isinstance(made, nn.Module) else None)
+        return_memory()
 
     def tell(self, stage: Stage) -> None:
         if not self.folder.note_file(stage.name).exists():
