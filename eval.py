@@ -23,7 +23,7 @@ class Flags:
     """What every evaluation has, whatever the experiment."""
 
     task: str = option("addition", f"the experiment: {', '.join(TASKS)}; with --help, its settings too")
-    model: str = option("", "folder (or hub id) of the checkpoint; to --ask, a run folder for all its students")
+    model: str = option("", "folder (or hub id) of the checkpoint; to --ask, a run folder for all students")
     ask: str | None = option(None, 'answer one question, for example "12345678 + 87654321", or a prompt; '
                              "the base of the run answers, too")
     device: str = option("auto", "cpu, cuda, or auto: cuda where there is one")

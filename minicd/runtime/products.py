@@ -39,7 +39,7 @@ class Product(torch.autograd.Function):
 
 
 def fastest(model: nn.Module, rows: int) -> list[bool]:
-    """The choice for this many rows, measured on the model's largest layer; [] where there is none to make."""
+    """The choice for this many rows, measured on the largest layer; [] where there is none to make."""
     weights = [m.weight.detach() for m in model.modules() if type(m) is nn.Linear]
     w = max(weights, key=Tensor.numel, default=torch.zeros(0))
     if (w.numel() < LARGE or w.device.type != "cpu" or w.dtype != torch.float32

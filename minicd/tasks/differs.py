@@ -26,7 +26,7 @@ ADDITION = """
 """
 
 CURVES = """
-* The paper has one point of each curve. Every point is a model of its own, with as many optimiser steps as its
+* The paper has one point of each curve. Every point is a model of its own, with as many steps as its
   row of the table, so that with few questions they are repeated more often.
 * The teachers' curve from the other base shows what a base brings to 499 labels: `data/pocket` saw the form
   of the scratchpad in its pretraining (with other operations), the other one did not.
