@@ -549,7 +549,7 @@ def test_help_lists_the_settings(cli, capsys):
         assert flag in said
     with pytest.raises(SystemExit):
         cli("train", "--help")
-    assert "addition, instructions, explanations, task_ids, pocket" in " ".join(capsys.readouterr().out.split())
+    assert "addition, instructions, explanations, task_ids, curves, pocket" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_checkpoint_is_evaluated(finished, cli, capsys):
@@ -603,7 +603,7 @@ def test_a_run_with_another_teacher_is_not_reused(finished, base, tmp_path, refu
     assert "is no run folder: it has no settings.json" in refused("train", *flags(base, tmp_path / "x", reuse=tmp_path))
 
 
-def test_one_question_is_answered(finished, cli, refused, capsys):
+def test_one_question_is_answered(finished, cli, refused, capsys, tmp_path):
     """Whatever this student, who has hardly practised, may say: it is its greedy completion of the student's prompt."""
     student = finished[0] / "student"
     cli("eval", "--model", student, "--ask", "123+456", "--device", "cpu", "--max-new-tokens", 9, "--precision", "fp32")
@@ -616,7 +616,8 @@ def test_one_question_is_answered(finished, cli, refused, capsys):
     assert {"seed-1/student", "student", "student_hard", "its"} <= {line.split()[0] for line in capsys.readouterr().out.splitlines()}
     cli("eval", "--task", "instructions", "--model", student, "--ask", "add the hippo : 1", "--device", "cpu")
     assert capsys.readouterr().err.startswith("the model does not know 'the', 'hippo'\n")
-    assert "has no finished student to ask" in refused("eval", "--model", finished[0] / "notes", "--ask", "1+2")
+    (tmp_path / "settings.json").touch()
+    assert "has no finished student to ask" in refused("eval", "--model", tmp_path, "--ask", "1+2")
     for question in ("", "three + 4", "1 + 2 + 3"):
         assert "ask for the sum of two numbers, for example" in refused("eval", "--model", student, "--ask", question)
 
@@ -642,9 +643,9 @@ def test_the_report_rebuilds_the_marked_section(finished, cli, tmp_path, monkeyp
     assert "rebuilt: README.md and results/README.md" in capsys.readouterr().out
     text, page = readme.read_text(), (results / "README.md").read_text()
     assert text.startswith("# Title ±\n\n<!-- addition -->\n") and text.endswith("<!-- /addition -->\n\nThe end.\n")
-    row = "| **student after** | {mean:.1f} ± {std:.1f} | 95 |".format(**record["metrics"]["after"])
-    assert "an old table" not in text and row in text and record["hardware"] in text
-    assert row in page and record["command"] in page and record["hardware"] in page
+    figure = "{mean:.1f} ± {std:.1f}".format(**record["metrics"]["after"])
+    assert "an old table" not in text and f"| **student after** | 95 | {figure} |" in text and record["hardware"] in text
+    assert f"| **student after** | {figure} | 95 |" in page and record["command"] in page and record["hardware"] in page
     cli("eval", "--report")
     assert (readme.read_text(), (results / "README.md").read_text()) == (text, page)  # once more changes nothing
 
