@@ -13,6 +13,7 @@ import torch
 from minicd.runtime.device import hardware, pick_device
 from minicd.runtime.files import atomic_json
 from minicd.tasks.record import ROOT, command_line, commit
+from minicd.tasks.report import picture
 from minicd.tasks.settings import LARGEST, Parser, guarded
 
 __all__ = ["ROOT", "Parser", "count", "guarded", "import_transformers", "parsed", "png", "publish",
@@ -104,14 +105,6 @@ def import_transformers() -> Any:
 
 def png(path: Path, size: tuple[float, float], draw: Callable[[Any], None]) -> bool:
     """A picture of what `draw` draws on the axes, where matplotlib is installed. Whether there is one now."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("no plot: matplotlib is not installed")
-        return False
-    axes = (figure := Figure(figsize=size)).add_subplot()
-    draw(axes)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
-    print(f"plot in {path}")
-    return True
+    if drawn := picture(path, size, draw):
+        print(f"plot in {path}")
+    return drawn

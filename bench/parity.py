@@ -158,12 +158,10 @@ def pretrained_result(folder: Path) -> dict[str, Any]:
     prompts = tokenizer.encode_all(BEGINNINGS)
     answers = [[rng.randrange(3, len(tokenizer)) for _ in range(n)] for n in ANSWER_LENGTHS]
     with tempfile.TemporaryDirectory() as saved:
-        row = from_folder(folder, Path(saved), theirs, prompts, answers, 50)
-    problem = "" if max(row["relative"], row["saved"]) <= TOLERANCE else "the logits differ"
-    same = row["equal"] + row["ties"] == row["completions"]
-    problem = problem or ("" if same else "the completions differ")
-    print(f"{folder.name}: {words(row | {'problem': problem})}\n", flush=True)
-    return row | {"family": f"data/{folder.name}", "configurations": 1, "mismatches": bool(problem)}
+        row = judged(lambda: from_folder(folder, Path(saved), theirs, prompts, answers, 50))
+    print(f"{folder.name}: {words(row)}\n", flush=True)
+    wrong = int(bool(row.pop("problem")))
+    return row | {"family": f"data/{folder.name}", "configurations": 1, "mismatches": wrong}
 
 
 def words(row: dict[str, Any]) -> str:
@@ -175,11 +173,17 @@ def words(row: dict[str, Any]) -> str:
 
 
 def compare(family: str, fields: dict[str, Any], rng: random.Random) -> dict[str, Any]:
-    """One configuration in both directions. `problem` says what is wrong, in words, or nothing."""
+    """One configuration in both directions, `judged`."""
+    with tempfile.TemporaryDirectory() as folder:
+        return judged(lambda: differences(
+            Path(folder), random_model(family, fields, rng.getrandbits(32)), rng))
+
+
+def judged(compared: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `compared` finds, and under `problem` what of it is wrong, in words, or nothing."""
     row = {"absolute": 0.0, "relative": 0.0, "saved": 0.0, "completions": 0, "equal": 0, "ties": 0}
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            row |= differences(Path(folder), random_model(family, fields, rng.getrandbits(32)), rng)
+        row |= compared()
     except ValueError as error:
         return row | {"problem": str(error)}
     if not (row["relative"] <= TOLERANCE and row["saved"] <= TOLERANCE):  # so that NaN is no match

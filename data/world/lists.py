@@ -106,6 +106,7 @@ def operation(rng: random.Random, length: int) -> tuple[str, str]:
 
 
 KINDS = {unary: 0.3, binary: 0.3, lookup: 0.1, operation: 0.3}
+PLAIN = {kind: share for kind, share in KINDS.items() if kind is not operation}  # without scratchpads
 
 
 def pocket_item(rng: random.Random, longest: int, kinds: dict = KINDS) -> tuple[str, str]:
@@ -114,15 +115,14 @@ def pocket_item(rng: random.Random, longest: int, kinds: dict = KINDS) -> tuple[
     return kind(rng, rng.randint(1, longest))
 
 
-def list_item(rng: random.Random, done: float) -> tuple[str, str]:
+def list_item(rng: random.Random, done: float, kinds: dict = KINDS) -> tuple[str, str]:
     """Short lists first: a model that starts with long ones never learns to copy."""
-    return pocket_item(rng, min(11, 4 + round(14 * done)))
+    return pocket_item(rng, min(11, 4 + round(14 * done)), kinds)
 
 
 def plain_item(rng: random.Random, done: float) -> tuple[str, str]:
     """The same without scratchpads: a base from this text has never seen the form of the teacher's."""
-    plain = {kind: share for kind, share in KINDS.items() if kind is not operation}
-    return pocket_item(rng, min(11, 4 + round(14 * done)), plain)
+    return list_item(rng, done, PLAIN)
 
 
 def held_out_accuracy(model: T5, tokenizer: TextTokenizer, n: int) -> dict[str, float]:

@@ -262,9 +262,9 @@ class Addition(Experiment):
     def plot(cls, record: Record, path: Path) -> bool:
         """Table 3 as a picture."""
         rows = [row for row in MODELS if row in record["paper"]]
-        columns = {f"minicd, {record['scale']} scale": [record["metrics"][row]["mean"] for row in rows],
+        figures = {f"minicd, {record['scale']} scale": [record["metrics"][row]["mean"] for row in rows],
                    "paper": [record["paper"][row] for row in rows]}
-        return bars(columns, [ROWS[row].strip("*") for row in rows], path, cls.TITLE, "exact match, %")
+        return bars(figures, [ROWS[row].strip("*") for row in rows], path, cls.TITLE, "exact match, %")
 
     @classmethod
     def front(cls, records: list[Record]) -> str:

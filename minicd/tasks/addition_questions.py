@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import zlib
 from dataclasses import dataclass
-from typing import Callable
+from typing import Callable, Iterator
 
 import numpy as np
 
@@ -37,15 +37,22 @@ def answer(question: str) -> str:
     return " ".join(str(int(a) + int(b)))
 
 
-def compact_scratchpad(question: str) -> str:
-    """One step a column, last column first: '1 2 + 3 4' → '2 4 C: 0 => 6 , 1 3 C: 0 => 4 , C: 0 # 4 6 #'."""
+def columns(question: str) -> Iterator[tuple[int, int, int, int]]:
+    """Both digits, the carry and the sum of the three, last column first."""
     a, b = (side.split() for side in question.split("+"))
-    carry, steps = 0, []
+    carry = 0
     for x, y in zip(reversed(a), reversed(b)):
         total = int(x) + int(y) + carry
-        steps.append(f"{x} {y} C: {carry} => {total % 10} ,")
+        yield int(x), int(y), carry, total
         carry = total // 10
-    return " ".join([*steps, f"C: {carry} # {answer(question)} #"])
+
+
+def compact_scratchpad(question: str) -> str:
+    """One step a column, last column first: '1 2 + 3 4' → '2 4 C: 0 => 6 , 1 3 C: 0 => 4 , C: 0 # 4 6 #'."""
+    steps = []
+    for x, y, carry, total in columns(question):
+        steps.append(f"{x} {y} C: {carry} => {total % 10} ,")
+    return " ".join([*steps, f"C: {total // 10} # {answer(question)} #"])
 
 
 def nye_scratchpad(question: str) -> str:
@@ -54,23 +61,17 @@ def nye_scratchpad(question: str) -> str:
     We add spaces around the two #: T5's tokenizer has tokens such as "#1", which no slice can cut.
     """
     a, b = (side.split() for side in question.split("+"))
-    carry, result, lines = 0, [], [f"{question} , C: 0"]
-    while a:
-        total = int(a.pop()) + int(b.pop()) + carry
-        carry, result = total // 10, [str(total % 10), *result]
-        rest = f"{' '.join(a)} + {' '.join(b)} " if a else ""
-        lines.append(f"{rest}, {' '.join(result)} C: {carry}")
-    return " => ".join([*lines, " ".join([str(carry), *result])]) + f" Final answer: # {answer(question)} #"
+    result, lines = [], [f"{question} , C: 0"]
+    for left, (*_, total) in zip(reversed(range(len(a))), columns(question)):
+        result = [str(total % 10), *result]
+        rest = f"{' '.join(a[:left])} + {' '.join(b[:left])} " if left else ""
+        lines.append(f"{rest}, {' '.join(result)} C: {total // 10}")
+    return " => ".join([*lines, " ".join([str(total // 10), *result])]) + f" Final answer: # {answer(question)} #"
 
 
 def lines_scratchpad(question: str) -> str:
     """One line a column, last column first: both digits and the carry: '5 + 5' → '5+5+0=10', '#10#'."""
-    a, b = (side.split() for side in question.split("+"))
-    carry, lines = 0, []
-    for x, y in zip(reversed(a), reversed(b)):
-        total = int(x) + int(y) + carry
-        lines.append(f"{x}+{y}+{carry}={total:02}")
-        carry = total // 10
+    lines = [f"{x}+{y}+{carry}={total:02}" for x, y, carry, total in columns(question)]
     return "\n".join([*lines, f"#{joined(answer(question))}#"])
 
 
@@ -169,11 +170,9 @@ def digits(question: str) -> int:
 
 def carry_run(question: str) -> int:
     """The longest run of neighbouring columns that carry: '9 5 + 0 5' → 2."""
-    a, b = (side.split() for side in question.split("+"))
-    carry = run = longest = 0
-    for x, y in zip(reversed(a), reversed(b)):
-        carry = int(x) + int(y) + carry > 9
-        run = run + 1 if carry else 0
+    run = longest = 0
+    for *_, total in columns(question):
+        run = run + 1 if total > 9 else 0
         longest = max(longest, run)
     return longest
 
