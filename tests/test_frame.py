@@ -263,6 +263,18 @@ def test_a_table_with_a_column_for_each_record():
     assert "* SmolLM2-135M: 2 seeds, smollm2 scale, 12 minutes from start to end by `python train.py --scale smollm2`" in text
 
 
+def test_a_record_that_only_the_readme_cannot_show_is_named(tmp_path):
+    class Front(Next):
+        RECORDS = ("pocket",)
+        table = classmethod(lambda cls, record: "shown")
+        front = classmethod(lambda cls, records: columns(records, {"a": "the first"}))
+    (tmp_path / "results").mkdir()
+    (tmp_path / "README.md").write_text("text")
+    (tmp_path / "results" / "next-pocket.json").write_text('{"scale": "pocket", "metrics": {}}')
+    with pytest.raises(ValueError, match="next-pocket.json is not a record that can be shown"):
+        rebuild(tmp_path, {"next": Front}, {})
+
+
 def test_finished_stages_are_borrowed_whole(settings, copy, tmp_path):
     """Models, practice sets and notes; what the folder has already stays as it is, half a copy does not count."""
     borrower = RunFolder(tmp_path / "borrower", CPU)

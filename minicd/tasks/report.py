@@ -172,6 +172,14 @@ def fill_regions(text: str, regions: dict[str, str]) -> str:
     return text
 
 
+def records_for(kind: Any, paths: list[Path]) -> list[Record]:
+    """The records that are there. Raises ValueError where README could not show one of them."""
+    def checked(record: Record) -> Record:
+        kind.front([record])
+        return record
+    return [shown_record(path, checked) for path in paths if path.exists()]
+
+
 def rebuild(root: Path, tasks: dict[str, Any], bench: dict[str, tuple[str, Callable[[Record], str]]]) -> None:
     """Write results/README.md and the regions of README.md from the records of experiments and benchmarks."""
     sections = {f"{name}-{scale}": (kind.TITLE, kind.table, kind.DIFFERS)
@@ -181,8 +189,7 @@ def rebuild(root: Path, tasks: dict[str, Any], bench: dict[str, tuple[str, Calla
     atomic_bytes(results / "README.md", results_page(results, sections).encode())
     bullets, regions = [], {}
     for name, kind in tasks.items():
-        paths = [results / f"{name}-{scale}.json" for scale in kind.RECORDS]
-        records = [shown_record(path, dict) for path in paths if path.exists()]
+        records = records_for(kind, [results / f"{name}-{scale}.json" for scale in kind.RECORDS])
         regions[name] = kind.front(records) if records else ""
         if not regions[name] and (path := results / f"{name}-pocket.json").exists():
             line = shown_record(path, kind.headline)
