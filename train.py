@@ -27,6 +27,7 @@ class Flags:
     jobs: int = option(0, "stages and seeds side by side; 0: one per core; on CUDA one", least=0, most=256)
     quick: bool = option(False, "the same stages in a minute or two, on a smaller problem")
     publish: bool = option(False, "also write the record into results/, from which README is made")
+    join: bool = option(False, "with --publish: keep the other seeds of the record that is in results/")
 
 
 def main() -> None:
@@ -34,6 +35,8 @@ def main() -> None:
         kind.Settings, kind.SCALES["pocket"]))
     if flags.quick and flags.publish:
         raise ValueError("--publish is for whole runs, not for --quick ones")
+    if flags.join and not flags.publish:
+        raise ValueError("--join goes with --publish")
     scale = task.SCALES.get("pocket" if arguments.scale is None else arguments.scale)
     if scale is None:
         raise ValueError(f"--scale {arguments.scale}: known scales are {', '.join(task.SCALES)}")
@@ -43,7 +46,7 @@ def main() -> None:
     out = Path(flags.out or Path("runs") / (flags.task + "-quick" * flags.quick))
     device = pick_device(flags.device)
     train(flags.task, task, settings, list(dict.fromkeys(flags.seeds)), out, device,
-          jobs=flags.jobs or usual_jobs(device), quick=flags.quick, publish=flags.publish)
+          jobs=flags.jobs or usual_jobs(device), quick=flags.quick, publish=flags.publish, join=flags.join)
 
 
 if __name__ == "__main__":

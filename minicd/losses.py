@@ -128,12 +128,12 @@ def at_least_fp32(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def mean_over_answers(per_token: Tensor, mask: Tensor, tokens: float | None = None) -> Tensor:
+def mean_over_answers(per_token: Tensor, mask: Tensor, tokens: float | Tensor | None = None) -> Tensor:
     """The sum over the batch's answer tokens, without padding, ÷ their number. → scalar.
 
     `tokens` stands in for that number: with the mean of all batches, every token has the same weight.
     """
-    return per_token.masked_fill(~mask, 0.0).sum() / (tokens or mask.sum().clamp(min=1))
+    return per_token.masked_fill(~mask, 0.0).sum() / (mask.sum().clamp(min=1) if tokens is None else tokens)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from .distill import (Context, PracticeSettings, combine_seeds, distill, ensembl
 from .labels import Examples, LabelBatch, Ragged
 from .losses import check_labels
 from .runtime.files import all_tensors, atomic_safetensors, open_safetensors
+from .runtime.lora import copy_to_train
 from .sampling import generate
 from .tokenizer import TextTokenizer
 from .training import FitSettings, fit
@@ -46,7 +47,8 @@ def rounds(model: nn.Module, tokenizer: TextTokenizer, schedule: Sequence[Sequen
     """
     if not schedule or not all(schedule):
         raise ValueError("the schedule has no round, or a round without a context")
-    settings, student = settings or RoundSettings(), deepcopy(model)
+    settings = settings or RoundSettings()
+    student = copy_to_train(model, settings.fit.lora_rank)
     for number, contexts in enumerate(schedule):
         teacher = student if recursive else model
         one_round(teacher, student, tokenizer, contexts, settings, combine_seeds((seed, number)),
@@ -85,7 +87,9 @@ def one_round(teacher: nn.Module, student: nn.Module, tokenizer: TextTokenizer, 
 def load_state(model: nn.Module, path: Path) -> None:
     """Raises ValueError where the file is damaged or another model's."""
     with open_safetensors(path, "is damaged or another model's", "delete it to train anew") as file:
-        model.load_state_dict(all_tensors(file))
+        like = next(model.parameters())
+        state = {name: tensor.to(like.device) for name, tensor in all_tensors(file).items()}
+        model.load_state_dict(state, assign=True)  # its parameters may be its teacher's, too
 
 
 class OnPolicy:

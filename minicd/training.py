@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from .runtime.device import autocast
 from .runtime.files import all_tensors, atomic_safetensors, open_safetensors
+from .runtime.lean import checkpointed_blocks, loss_per_token, micro_batches
+from .runtime.lora import adapters
 from .runtime.muon import Muon
 from .runtime.products import chosen_products, fastest
 from .runtime.progress import bar
@@ -37,6 +39,9 @@ class FitSettings:
     dropout: float | None = None  # None: what the model's config says
     optimiser: str = "adamw"  # or muon: for the layers' matrices (Jordan et al., 2024), AdamW for the rest
     precision: str = "auto"  # auto, bf16 or fp32; master weights are always fp32
+    lora_rank: int = 0  # of low-rank adapters on the layers' matrices, which alone learn; 0: everything does
+    micro_batch: int = 0  # rows whose activations are in memory together; 0: the whole batch
+    checkpointing: bool = False  # compute each block's activations again in backward, to save memory
 
 
 class BatchSource(Protocol):
@@ -114,13 +119,26 @@ class Run:
     def update(self, prompts: Tensor, labels: LabelBatch) -> Tensor:
         """One optimiser step; returns the batch's loss, still on the device."""
         prompts, labels = prompts.to(self.device, non_blocking=True), labels.to(self.device)
+        tokens = self.tokens_per_batch or labels.mask.sum().clamp(min=1)
+        losses = [self.backward(*part, tokens)
+                  for part in micro_batches(prompts, labels, self.settings.micro_batch)]
+        self.optimise()
+        return torch.stack(losses).sum()
+
+    def backward(self, prompts: Tensor, labels: LabelBatch, tokens: float | Tensor) -> Tensor:
+        """Add the gradient of the loss on these rows, of a batch with so many tokens; returns the loss."""
         with autocast(self.device, self.settings.precision):
             if self.products is None:
                 self.products = fastest(self.model, prompts.numel() + labels.tokens.numel())
-            with chosen_products(self.model, self.products):
-                logits = self.model(prompts, labels.tokens)
-        loss = mean_over_answers(self.loss(logits, labels), labels.mask, self.tokens_per_batch)
-        loss.backward()
+        with chosen_products(self.model, self.products):
+            with autocast(self.device, self.settings.precision):
+                per_token = loss_per_token(self.model, prompts, labels, self.loss)
+            loss = mean_over_answers(per_token, labels.mask, tokens)
+            loss.backward()
+        return loss.detach()
+
+    def optimise(self) -> None:
+        """Take one step with the gradients that are there."""
         if self.settings.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         for optimiser in self.optimisers:
@@ -129,7 +147,6 @@ class Run:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         self.step += 1
-        return loss.detach()
 
     def tensors(self) -> dict[str, Tensor]:
         """All state as named tensors: the model's, the optimisers', the random generators'."""
@@ -185,10 +202,11 @@ def make_optimisers(model: nn.Module, settings: FitSettings) -> list[torch.optim
     if settings.optimiser not in OPTIMISERS:
         raise ValueError(f"optimiser {settings.optimiser!r} is unknown; known: {', '.join(OPTIMISERS)}")
     muon = settings.optimiser == "muon"
-    matrices = [p for name, p in model.named_parameters() if muon and "blocks." in name and p.ndim == 2]
+    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    matrices = [p for name, p in learning.items() if muon and "blocks." in name and p.ndim == 2]
     inside = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in inside]
-    optimisers: list = [torch.optim.AdamW(rest, lr=settings.lr, weight_decay=0.0, fused=True)]
+    rest = [p for p in learning.values() if id(p) not in inside]
+    optimisers: list = [torch.optim.AdamW(rest, lr=settings.lr, weight_decay=0.0, fused=True)] if rest else []
     if matrices:  # Muon is scaled so that one learning rate suits both
         optimisers.append(Muon(matrices, lr=settings.lr))
     return optimisers
@@ -216,8 +234,17 @@ def fit(model: nn.Module, batches: BatchSource, settings: FitSettings, *, seed: 
     Raises FloatingPointError on a non-finite loss, ValueError for a damaged or another run's checkpoint.
     """
     set_dropout(model, settings.dropout)
-    run = Run(model.train(), settings, len(batches), seed, checkpoint,
-              getattr(batches, "tokens_per_batch", None))
+    with adapters(model, settings.lora_rank, seed), checkpointed_blocks(model, settings.checkpointing):
+        run = Run(model.train(), settings, len(batches), seed, checkpoint,
+                  getattr(batches, "tokens_per_batch", None))
+        take_steps(run, batches, name, save_every, evaluate)
+    model.eval()
+    return run.history
+
+
+def take_steps(run: Run, batches: BatchSource, name: str, save_every: float,
+               evaluate: Callable[[int], None] | None) -> None:
+    """The steps of `fit`."""
     recent: list[Tensor] = []
     with bar(run.steps, name, "step", initial=run.step) as shown:
         while run.step < run.steps:
@@ -229,10 +256,9 @@ def fit(model: nn.Module, batches: BatchSource, settings: FitSettings, *, seed: 
                 shown.set_postfix(loss=f"{run.history[-1]:.4f}", refresh=False)
                 if evaluate:
                     evaluate(run.step)
-                if checkpoint and (time.monotonic() - run.saved > save_every or run.step == run.steps):
+                late = time.monotonic() - run.saved > save_every or run.step == run.steps
+                if run.checkpoint and late:
                     run.save()
-    model.eval()
-    return run.history
 
 
 def set_dropout(model: nn.Module, rate: float | None) -> None:

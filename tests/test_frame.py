@@ -18,11 +18,12 @@ from minicd.distill import Context, identity, practice
 from minicd.hf.checkpoint import load, save
 from minicd.labels import Examples
 from minicd.metrics import correlation, exact_match
+from minicd.runtime.files import atomic_json
 from minicd.tasks.folder import RunFolder
-from minicd.tasks.record import make_record, mean_of, spread
+from minicd.tasks.record import make_record, mean_of, runs_to_join, spread
 from minicd.tasks.report import against_paper, columns, fill_regions, minutes_line, pm, rebuild, results_page, seeds_of, table
 from minicd.tasks.run import Experiment, Stage, train
-from minicd.tasks.settings import DistillSettings, RunSettings, option
+from minicd.tasks.settings import DistillSettings, RunSettings, changes, option
 from minicd.tokenizer import word_tokenizer
 
 CPU = torch.device("cpu")
@@ -147,7 +148,8 @@ def test_seeds_and_stages_side_by_side_give_the_same(finished, settings, tmp_pat
         else:
             assert ours[name].read_bytes() == theirs[name].read_bytes(), name
     one, other = read(tmp_path / "run" / "record.json"), read(finished / "record.json")
-    assert {**one, "minutes": None} == {**other, "minutes": None} and set(one["minutes"]) == set(other["minutes"])
+    own, timed = {"minutes": None, "runs": None}, set(one["minutes"])
+    assert one | own == other | own and timed == set(other["minutes"])
 
 
 def test_the_record_is_complete(finished, settings):
@@ -318,6 +320,29 @@ def test_a_record_of_two_seeds():
     assert against_paper(record, {"after": "student", "gone": "no such row"}) == (
         "|  | minicd | paper |\n| --- | ---: | ---: |\n| student | 91.0 ± 1.4 | 95 |")
     assert minutes_line(record) == "minutes a seed: all stages 1.2/3.0, student 1.2/2.0, x 0.0/1.0"
+
+
+def test_more_seeds_join_a_record(tmp_path):
+    def made(seeds, earlier=()):
+        figures = [{"metrics": {"after": 90.0 + seed}, "points": {1: [float(seed)]}} for seed in seeds]
+        notes = [{"student": {"minutes": 1.0 + seed, "hardware": f"machine {seed}", "losses": [2.0, 0.5]}} for seed in seeds]
+        return make_record("mine", RunSettings(), seeds, figures, notes, {"after": 95}, earlier)
+    alone = json.loads(json.dumps(made([0, 1, 2])))
+    atomic_json(tmp_path / "mine.json", made([0, 5]) | {"files": {"a": "1"}})
+    for more in ([2], [1, 2]):
+        runs = runs_to_join(tmp_path / "mine.json", {"a": "1"}, partial(changes, RunSettings()))
+        atomic_json(tmp_path / "mine.json", made(more, [run for run in runs if run["seed"] != 5]) | {"files": {"a": "1"}})
+    joined = json.loads((tmp_path / "mine.json").read_text())
+    assert joined == alone | {"files": {"a": "1"}} and joined["hardware"] == "machine 0; machine 1; machine 2"
+    with pytest.raises(ValueError, match="other data files"):
+        runs_to_join(tmp_path / "mine.json", {"a": "2"}, partial(changes, RunSettings()))
+    with pytest.raises(ValueError, match="precision .there 'auto', now 'bf16'"):
+        runs_to_join(tmp_path / "mine.json", {"a": "1"}, partial(changes, RunSettings(precision="bf16")))
+    assert runs_to_join(tmp_path / "mine.json", {"a": "1"}, partial(changes, RunSettings(save_every=1.0))) and (
+        runs_to_join(tmp_path / "none.json", {}, partial(changes, RunSettings())) == [])
+    atomic_json(tmp_path / "old.json", {"task": "mine", "settings": {}})
+    with pytest.raises(ValueError, match="keep its runs apart"):
+        runs_to_join(tmp_path / "old.json", {}, partial(changes, RunSettings()))
 
 
 def test_tables_and_regions():

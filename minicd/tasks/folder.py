@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import time
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from ..runtime.device import hardware
 from ..runtime.files import atomic_json, file_checksum, read_checked, read_json, write_checked
 from ..runtime.lock import LOCK
 from .record import commit
+from .settings import changes
 
 NUMBER = (int, float)
 NOTE = {"stage": str, "minutes": NUMBER, "hardware": str, "commit": str, "precision": str, "losses": list,
@@ -41,10 +41,7 @@ class RunFolder:
         new = {field.name: getattr(settings, field.name) for field in fields}
         advice = "delete this folder, or choose another with --out"
         if file.exists() and any(path.name not in own for path in self.path.iterdir()):
-            old, new = read_checked(file, {}, advice), json.loads(json.dumps(new))
-            different = [f"{k} (there {old.get(k)!r}, now {new.get(k)!r})"
-                         for k in {**old, **new} if old.get(k) != new.get(k)]
-            if different:
+            if different := changes(settings, read_checked(file, {}, advice, has="scale")):
                 raise ValueError(f"{self.path} holds a run with other settings: {', '.join(different)}; "
                                  "choose another folder with --out, or delete this one")
             return

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 import statistics
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 import torch
+
+from ..runtime.files import read_json
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,27 +60,62 @@ def mean_of(values: Sequence[Any]) -> Any:
 
 
 def make_record(task: str, settings: Any, seeds: list[int], figures: list[dict[str, Any]],
-                notes: list[dict[str, dict]], paper: dict[str, Any]) -> dict[str, Any]:
-    """Figures and notes of every seed → the JSON record, with spreads of `metrics` and means of the rest."""
+                notes: list[dict[str, dict]], paper: dict[str, Any],
+                earlier: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    """Figures and notes of every seed → the JSON record, with spreads of `metrics` and means of the rest.
+
+    `earlier`: runs of a record that this one joins; of two runs with the same seed the new one counts.
+    """
+    how = {"command": command_line(), "commit": commit(), "torch": torch.__version__}
+    runs = [{"seed": seed, **how, "figures": f, "notes": {stage: brief(note[stage]) for stage in note}}
+            for seed, f, note in zip(seeds, figures, notes)]
+    if earlier:  # keys as JSON has them
+        kept = [run for run in earlier if run["seed"] not in seeds]
+        runs = sorted([*kept, *json.loads(json.dumps(runs))], key=lambda run: run["seed"])
+    return {"task": task, "scale": settings.scale, "settings": dataclasses.asdict(settings),
+            **sum_up(runs), "paper": paper, "runs": runs}
+
+
+def brief(note: dict[str, Any]) -> dict[str, Any]:
+    """A stage's note without the files of the run folder, and of its losses the last one."""
+    kept = {key: note[key] for key in ("minutes", "commit", "hardware", "precision") if key in note}
+    return kept | ({"final_loss": round(note["losses"][-1], 5)} if note.get("losses") else {})
+
+
+def sum_up(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What a record says of all its runs together."""
+    figures, notes = [run["figures"] for run in runs], [run["notes"] for run in runs]
     stages = list(dict.fromkeys(stage for note in notes for stage in note if "minutes" in note[stage]))
     minutes = {s: [round(note.get(s, {}).get("minutes", 0.0), 2) for note in notes] for s in stages}
     total = [round(sum(stage.get("minutes", 0.0) for stage in note.values()), 2) for note in notes]
-    losses = {s: [round(note[s]["losses"][-1], 5) for note in notes if "losses" in note.get(s, {})]
-              for s in stages}
-
-    def distinct(key: str) -> str:
-        found = (str(stage[key]) for note in notes for stage in note.values() if key in stage)
-        return "; ".join(dict.fromkeys(found))
-
-    def made_by(stage: str) -> dict[str, str]:
-        found = [note[stage] for note in notes if stage in note]
-        return {key: "; ".join(dict.fromkeys(str(made[key]) for made in found if key in made))
-                for key in ("commit", "precision")}
-    return {"task": task, "scale": settings.scale, "command": command_line(), "commit": commit(),
-            "commits": distinct("commit"), "hardware": distinct("hardware"), "torch": torch.__version__,
-            "precision": distinct("precision"), "stages": {stage: made_by(stage) for stage in stages},
-            "seeds": seeds, "minutes": {"total": total, **minutes},
-            "settings": dataclasses.asdict(settings),
+    losses = {s: [note[s]["final_loss"] for note in notes if "final_loss" in note.get(s, {})] for s in stages}
+    parts = [stage for note in notes for stage in note.values()]
+    made_by = {stage: {key: distinct([note[stage] for note in notes if stage in note], key)
+                       for key in ("commit", "precision")} for stage in stages}
+    return {**{key: distinct(runs, key) for key in ("command", "commit", "torch")},
+            "commits": distinct(parts, "commit"), "hardware": distinct(parts, "hardware"),
+            "precision": distinct(parts, "precision"), "stages": made_by,
+            "seeds": [run["seed"] for run in runs], "minutes": {"total": total, **minutes},
             "metrics": {key: spread([f["metrics"][key] for f in figures]) for key in figures[0]["metrics"]},
             **{key: mean_of([f[key] for f in figures]) for key in figures[0] if key != "metrics"},
-            "final_losses": {stage: values for stage, values in losses.items() if values}, "paper": paper}
+            "final_losses": {stage: values for stage, values in losses.items() if values}}
+
+
+def distinct(notes: Sequence[dict[str, Any]], key: str) -> str:
+    return "; ".join(dict.fromkeys(str(note[key]) for note in notes if key in note))
+
+
+def runs_to_join(path: Path, files: dict[str, str], changes: Callable[[dict], list[str]]) -> list[dict]:
+    """The runs of a published record, for more seeds to join. Raises ValueError where they cannot.
+
+    `files`: the hashes of the data files that the new seeds read. `changes`: the record's settings → how the
+    new ones differ.
+    """
+    record = read_json(path) if path.exists() else {}
+    if record and "runs" not in record:
+        raise ValueError(f"{path} does not keep its runs apart: no seed can join it")
+    if record and record.get("files", {}) != files:
+        raise ValueError(f"{path} was made from other data files: no seed can join it")
+    if record and (different := changes(record["settings"])):
+        raise ValueError(f"{path} is of other settings: {', '.join(different)}")
+    return record.get("runs", [])

@@ -142,8 +142,9 @@ def results_page(results: Path, sections: dict[str, tuple[str, Callable[[Record]
         if (results / f"{stem}.json").exists():
             image = f"![{title}]({stem}.png)" if (results / f"{stem}.png").exists() else ""
             differs = f"What differs from the paper:\n\n{differs.strip()}" if differs else ""
-            text, line = (shown_record(results / f"{stem}.json", how) for how in (show, last_line))
-            parts += [f"## {title}", *filter(None, [text, image, line, differs])]
+            path = results / f"{stem}.json"
+            text, item, line = (shown_record(path, how) for how in (show, item_of, last_line))
+            parts += [f"## {title}", *filter(None, [text, image, item, line, differs])]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
@@ -155,6 +156,11 @@ def shown_record(path: Path, show: Callable[[Record], Any]) -> Any:
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise ValueError(f"{path} is not a record that can be shown ({type(error).__name__}: {error}); "
                          "make it anew, or take it back from git") from None
+
+
+def item_of(record: Record) -> str:
+    """One practice item of the run, whole."""
+    return "\n".join(["```", record["item"].strip("\n"), "```"]) if record.get("item") else ""
 
 
 def last_line(record: Record) -> str:

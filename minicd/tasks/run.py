@@ -10,9 +10,8 @@ from __future__ import annotations
 import time
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Callable, ClassVar, Iterable, Iterator
@@ -30,14 +29,15 @@ from ..runtime.device import pick_precision
 from ..runtime.files import at_home, atomic_json, is_number, read_checked, read_json, write_checked
 from ..runtime.jobs import helpers
 from ..runtime.lock import one_writer
+from ..runtime.lora import copy_to_train
 from ..runtime.memory import keep_memory, return_memory
 from ..sampling import generate
 from ..tokenizer import TextTokenizer
 from ..training import FitSettings
 from .folder import NOTE, RunFolder
-from .record import ROOT, commit, make_record
+from .record import ROOT, commit, make_record, runs_to_join
 from .report import minutes_line
-from .settings import EvalSettings, RunSettings, beside, differences
+from .settings import EvalSettings, RunSettings, beside, changes, differences
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Experiment:
     def fit_copy(self, start: nn.Module, examples: Examples, settings: FitSettings, epochs: float,
                  stage: str) -> nn.Module:
         """Train a copy of `start` on the examples, and note its losses."""
-        model = deepcopy(start)
+        model = copy_to_train(start, settings.lora_rank)
         history = distill(model, examples, settings, epochs=epochs, seed=self.seed, name=stage,
                           checkpoint=self.folder.checkpoint(stage), save_every=self.settings.save_every)
         self.folder.note(stage, losses=history)
@@ -142,6 +142,10 @@ class Experiment:
     def files(self) -> list[Path]:
         """The data files that it read, for the record."""
         return []
+
+    def item(self) -> str:
+        """One practice item, whole, for the record."""
+        return self.folder.get("example") if self.folder.file("example") else ""
 
     def publish(self) -> None:
         """Called after the last stage where --publish is given, besides writing the record into results/."""
@@ -237,7 +241,7 @@ def seed_folder(out: Path, seed: int) -> Path:
 
 
 def train(task: str, kind: type[Experiment], settings: Any, seeds: list[int], out: Path, device: torch.device,
-          *, jobs: int = 1, quick: bool = False, publish: bool = False) -> None:
+          *, jobs: int = 1, quick: bool = False, publish: bool = False, join: bool = False) -> None:
     """`train.py`: all stages of all seeds, then the record and its table."""
     commit(), keep_memory()
     experiments = [kind(settings, seed, RunFolder(seed_folder(out, seed), device)) for seed in seeds]
@@ -246,7 +250,7 @@ def train(task: str, kind: type[Experiment], settings: Any, seeds: list[int], ou
           f"in {out}, on {device}, {jobs} stage{'s' * (jobs > 1)} at a time\n"
           + (f"differs from the defaults: {' '.join(changed)}\n" if changed else ""))
     with one_writer(out, *(experiment.folder.path for experiment in experiments)):
-        record = run(task, kind, experiments, out, jobs)
+        record = run(task, kind, experiments, out, jobs, join)
         if record is None:
             print(f"stopped after the stage {settings.until}, as asked")
             return
@@ -256,12 +260,16 @@ def train(task: str, kind: type[Experiment], settings: Any, seeds: list[int], ou
     print(f"\n{kind.table(record)}\n\n{minutes_line(record)}\nEverything is in {out}")
 
 
-def run(task: str, kind: type[Experiment], experiments: list[Experiment], out: Path,
-        jobs: int) -> dict[str, Any] | None:
+def run(task: str, kind: type[Experiment], experiments: list[Experiment], out: Path, jobs: int,
+        join: bool = False) -> dict[str, Any] | None:
     """All stages of all seeds → the record; None where the settings end the run too early for one."""
     for experiment in experiments:
         experiment.folder.claim(experiment.settings)
         experiment.prepare()
+    settings = experiments[0].settings
+    published = ROOT / "results" / f"{task}-{settings.scale}.json"
+    files = {file.name: sha256(file.read_bytes()).hexdigest() for file in experiments[0].files()}
+    earlier = runs_to_join(published, files, partial(changes, settings)) if join else []
     with wall_time(out):
         make_all(experiments, jobs)
     check_finished(experiments)  # also those which an unfinished one had hidden
@@ -269,10 +277,11 @@ def run(task: str, kind: type[Experiment], experiments: list[Experiment], out: P
     if None in figures:
         return None
     notes, seeds = [e.folder.notes() for e in experiments], [e.seed for e in experiments]
-    record = kind.complete(make_record(task, experiments[0].settings, seeds, figures, notes, kind.PAPER))
-    if files := experiments[0].files():
-        record["files"] = {file.name: sha256(file.read_bytes()).hexdigest() for file in files}
-    record["minutes"]["wall"] = round(read_wall(out / "wall.json"), 2)
+    record = make_record(task, settings, seeds, figures, notes, kind.PAPER, earlier)
+    record = kind.complete(record)
+    record |= {key: value for key, value in (("files", files), ("item", experiments[0].item())) if value}
+    if set(record["seeds"]) == set(seeds):  # else the others took their own time
+        record["minutes"]["wall"] = round(read_wall(out / "wall.json"), 2)
     return record
 
 

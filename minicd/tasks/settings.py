@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import inspect
+import json
 import math
 import sys
 from dataclasses import MISSING, dataclass
@@ -43,9 +44,23 @@ def beside(path: str) -> str:
     return str(ROOT / path) if path.startswith("data/") and not Path(path).exists() else path
 
 
+def default_of(field: dataclasses.Field) -> Any:
+    return field.default_factory() if field.default is MISSING else field.default
+
+
 def flag(field: dataclasses.Field | str) -> str:
     """jsd_beta → --jsd-beta"""
     return "--" + getattr(field, "name", field).replace("_", "-")
+
+
+def changes(settings: Any, there: dict[str, Any]) -> list[str]:
+    """How settings that a rerun may not change differ from earlier ones; what those lack had its default."""
+    fields = [field for field in dataclasses.fields(settings) if not field.metadata["free"]]
+    here = json.loads(json.dumps({field.name: getattr(settings, field.name) for field in fields}))
+    earlier = json.loads(json.dumps({field.name: default_of(field) for field in fields})) | there
+    free = {field.name for field in dataclasses.fields(settings)} - set(here)
+    return [f"{name} (there {earlier.get(name)!r}, now {here.get(name)!r})"
+            for name in earlier if name not in free and earlier[name] != here.get(name)]
 
 
 def check(settings: Any) -> None:
@@ -135,6 +150,10 @@ class DistillSettings(RunSettings):
     decay: float = option(0.3, "share of the steps, at the end, with a falling rate", least=0, most=1)
     clip: float = option(1.0, "largest gradient norm; 0: no clipping", least=0)
     optimiser: str = option("adamw", "adamw (the paper's), or muon inside the layers", choices=OPTIMISERS)
+    lora_rank: int = option(0, "of low-rank adapters, which alone learn: student and teacher then share one "
+                            "copy of the weights; 0: all weights learn", least=0, most=4096)
+    micro_batch: int = option(0, "rows of a batch whose activations are in memory together; 0: all", least=0)
+    checkpointing: bool = option(False, "compute each block's activations twice, to save memory")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -190,8 +209,7 @@ def add_flags(parser: argparse._ActionsContainer, settings: type,
               preset: dict[str, Any] | None = None) -> None:
     """A flag for every field. Its help has explanation, range, unit and default (`preset`'s or its own)."""
     for field in dataclasses.fields(settings):
-        default = field.default_factory() if field.default is MISSING else field.default
-        default, text = (preset or {}).get(field.name, default), field.metadata["help"]
+        default, text = (preset or {}).get(field.name, default_of(field)), field.metadata["help"]
         if type_name(field) == "bool":
             parser.add_argument(flag(field), action="store_true", default=None, help=text)
             continue
