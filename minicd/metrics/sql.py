@@ -1,15 +1,14 @@
 """SPIDER's exact set match without values (Yu et al., 2018), as its official evaluation decides it.
 
-Both queries are parsed and compared clause by clause. What counts is not what a reader would expect everywhere:
+Both queries are parsed and compared clause by clause. What counts is not always what a reader expects:
 
-* numbers, strings and columns on the right of a comparison do not count, DISTINCT does not, nor does a limit's
-  number; in a query inside FROM all three do, and in a query inside a condition DISTINCT does;
-* columns that foreign keys connect are the same column, if the query names its table in FROM; not in queries
-  inside FROM or inside a condition;
-* the order of SELECT's columns, of conditions and of joined tables does not count; that of GROUP BY and ORDER BY
-  does;
-* AND and OR count as a set, the conditions of ON only by the words OR, NOT, IN and LIKE in them, and HAVING's
-  only beside GROUP BY.
+* numbers, strings and columns on the right of a comparison do not count, nor DISTINCT, nor a limit's number;
+  but in a query inside FROM values and DISTINCT count, and in one inside a condition DISTINCT does;
+* columns that foreign keys connect are the same column, if FROM names the column's table; not in queries inside
+  FROM or inside a condition;
+* the order of SELECT's columns, of conditions and of joined tables does not count; that of GROUP BY, HAVING and
+  ORDER BY does;
+* AND and OR count as a set, and the conditions of ON only by the words OR, NOT, IN and LIKE in them.
 """
 
 from __future__ import annotations
@@ -64,7 +63,8 @@ def without_values(query: Query) -> Query:
 
 
 def with_keys(query: Query, keys: dict[str, str]) -> Query:
-    """Columns become their key column, and DISTINCT goes. Queries inside FROM and conditions stay as they are.
+    """Columns become their key column, and DISTINCT goes. Queries inside FROM and conditions stay as they
+    are.
 
     `keys` are those of the first query's tables for all that set operations combine with it, too.
     """
@@ -95,8 +95,8 @@ def each(change: Any, conditions: tuple) -> tuple:
 def key_columns(schema: dict) -> dict[str, str]:
     """Column → the first column of those that foreign keys connect with it.
 
-    A pair joins the first group that has one of its columns. Two groups never become one, and a column in both
-    goes with the later: so does the official evaluation.
+    A pair joins the first group that has one of its columns. Two groups never become one, and a column in
+    both goes with the later, as in the official evaluation.
     """
     tables = schema["table_names_original"]
     names = [f"{tables[table]}.{column}".lower() if table >= 0 else "*"
@@ -118,16 +118,16 @@ def matches(prediction: Query, gold: Query) -> bool:
     return (Counter(prediction.select) == Counter(gold.select)
             and Counter(prediction.where[::2]) == Counter(gold.where[::2])
             and set(prediction.where[1::2]) == set(gold.where[1::2])
-            and groups_match(prediction, gold)
+            and names(prediction.group) == names(gold.group)
+            and prediction.having == gold.having
             and prediction.order == gold.order
             and keywords(prediction) == keywords(gold)
             and combined_match(prediction, gold)
             and Counter(prediction.tables) == Counter(gold.tables))
 
 
-def groups_match(prediction: Query, gold: Query) -> bool:
-    columns = [[column.name for column in query.group] for query in (prediction, gold)]
-    return columns[0] == columns[1] and (not columns[0] or prediction.having == gold.having)
+def names(columns: tuple[Column, ...]) -> list[str]:
+    return [column.name for column in columns]
 
 
 def combined_match(prediction: Query, gold: Query) -> bool:

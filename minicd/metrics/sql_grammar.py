@@ -1,4 +1,4 @@
-"""The part of SQL that SPIDER's official evaluation reads (Yu et al., 2018), and the queries that it makes of it.
+"""The part of SQL that SPIDER's official evaluation reads (Yu et al., 2018), as a parser.
 
 Exact set match stands or falls with what this grammar accepts, so its habits are kept: commas in lists are
 optional, what follows a whole query is ignored, an alias holds in the whole text, nothing is known of <>, IS
@@ -18,7 +18,8 @@ CLAUSES = ("select", "from", "where", "group", "order", "limit", *SET_OPERATIONS
 JOINS = ("join", "on", "as")
 ENDS = (*CLAUSES, ")", ";")  # what ends a list of tables or columns
 
-SPLIT = re.compile(r"[:,](?!\d)|\.\.+|--|[][(){}<>;@#$%&?!*`«»“”„‘’]")  # tokens of their own, as in NLTK's words
+# Tokens of their own, as in NLTK's words.
+SPLIT = re.compile(r"[:,](?!\d)|\.\.+|--|[][(){}<>;@#$%&?!*`«»“”„‘’]")
 LAST_PERIOD = re.compile(r"(?<=[^.])\.(?=[])}>\s]*$)")
 
 
@@ -109,7 +110,7 @@ def tokenize(text: str) -> list[str]:
 
 
 def find_aliases(words: list[str], tables: dict[str, Any]) -> dict[str, str]:
-    """Name → what it stands for, for the whole text: the last AS of a name wins, and tables name themselves."""
+    """Name → what it stands for in the whole text: the last AS of a name wins; tables name themselves."""
     if words[-1:] == ["as"]:
         raise SqlError("nothing follows AS")
     aliases = {words[i + 1]: words[i - 1] for i, word in enumerate(words) if word == "as"}
@@ -143,8 +144,9 @@ class Parser:
     def need(self, *expected: str) -> str:
         found = self.take(*expected)
         if not found:
-            what = "a comparison" if expected == COMPARISONS else f"{expected[0]!r}"
-            raise SqlError(f"{what} is missing " + (f"before {self.peek()!r}" if self.peek() else "at its end"))
+            what = "a comparison" if expected == COMPARISONS else repr(expected[0])
+            place = f"before {self.peek()!r}" if self.peek() else "at its end"
+            raise SqlError(f"{what} is missing {place}")
         return found
 
     # --- clauses ---
@@ -154,9 +156,10 @@ class Parser:
         outer, self.scope = self.scope, []
         block = self.take("(")
         start = self.at
-        if "from" not in self.words[start:]:
-            raise SqlError("a query has no FROM")
-        self.at = self.words.index("from", start) + 1
+        try:
+            self.at = self.words.index("from", start) + 1
+        except ValueError:
+            raise SqlError("a query has no FROM") from None
         tables, on = self.tables()
         after, self.at = self.at, start
         distinct, select = self.select()
@@ -289,9 +292,9 @@ class Parser:
         return value
 
     def value_column(self, start: int) -> Column:
-        """A column, read in what stands before a comma, a bracket, AND or the next clause; the rest is skipped.
+        """A column, read in what stands before a comma, a bracket, AND or the next clause.
 
-        OR does not end it, so that a condition after `a = b OR` is lost.
+        The rest of that is skipped. OR does not end it, so that a condition after `a = b OR` is lost.
         """
         while self.peek() not in ("", ",", ")", "and", *CLAUSES, *JOINS):
             self.at += 1

@@ -1,8 +1,8 @@
 """Execution accuracy: queries that a model wrote, run on a real SQLite database in memory.
 
 Such a query is data, not trusted code. An authorizer lets it only read the database's own tables and call
-functions that depend on nothing else; SQLite's limits bound the length of texts and the number of clauses; and a
-count of steps ends what runs too long. A clock is behind the count, for queries of slow steps.
+functions that depend on nothing else; SQLite's limits bound the length of texts and the number of clauses; and
+a count of steps ends what runs too long. A clock is behind the count, for queries of slow steps.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ LIMITS = {sqlite3.SQLITE_LIMIT_LENGTH: LENGTH, sqlite3.SQLITE_LIMIT_SQL_LENGTH: 
           sqlite3.SQLITE_LIMIT_COMPOUND_SELECT: 20, sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 100,
           sqlite3.SQLITE_LIMIT_ATTACHED: 0, sqlite3.SQLITE_LIMIT_WORKER_THREADS: 0}
 FUNCTIONS = frozenset("""
-    abs avg ceil ceiling coalesce concat concat_ws count cume_dist date datetime dense_rank first_value floor glob
-    group_concat ifnull iif instr julianday lag last_value lead length like lower ltrim max min mod nth_value ntile
-    nullif percent_rank power rank replace round row_number rtrim sign sqrt strftime string_agg substr substring sum
-    time total trim trunc typeof unicode upper""".split())
-TYPES = {"number": "NUMERIC", "text": "TEXT", "time": "TEXT"}  # of tables.json; others keep values as they come
+    abs avg ceil ceiling coalesce concat concat_ws count cume_dist date datetime dense_rank first_value floor
+    glob group_concat ifnull iif instr julianday lag last_value lead length like lower ltrim max min mod
+    nth_value ntile nullif percent_rank power rank replace round row_number rtrim sign sqrt strftime string_agg
+    substr substring sum time total trim trunc typeof unicode upper""".split())
+TYPES = {"number": "NUMERIC", "text": "TEXT", "time": "TEXT"}  # of tables.json; others keep values as they are
 COPIES = 1_000_000  # of inner queries and their columns
 COMMENT = r"--[^\n]*|/\*.*?(?:\*/|\Z)"
 TOKEN = re.compile(rf"""'[^']*'|"[^"]*"|`[^`]*`|\[[^]]*\]|{COMMENT}|\w+|[(),]""", re.DOTALL)
 INTRODUCE = ("from", "join", "as", "materialized", ",", "(")  # what stands before a query in FROM or WITH
-KEYWORDS = frozenset("""( ) , select distinct from join inner left outer cross on as where and or not in is null like
-    between exists group order by having limit offset asc desc union all intersect except with recursive case when
-    then else end""".split())
+KEYWORDS = frozenset("""
+    ( ) , select distinct from join inner left outer cross on as where and or not in is null like between exists
+    group order by having limit offset asc desc union all intersect except with recursive case when then else
+    end""".split())
 
 
 class QueryError(ValueError):
@@ -58,7 +59,7 @@ class Result(NamedTuple):
 def build_database(schema: dict, rows: Mapping[str, Sequence[Sequence[Any]]]) -> sqlite3.Connection:
     """A database in memory with the tables of an entry of tables.json and these rows, by table.
 
-    It can only be read by `run_query` then. Raises ValueError for rows that do not fit, with table and number.
+    It can only be read then, by `run_query`. Raises ValueError for rows that do not fit, with table and number.
     """
     connection = sqlite3.connect(":memory:", isolation_level=None, cached_statements=0)
     connection.execute("PRAGMA temp_store = MEMORY")  # sorting makes no files
@@ -68,7 +69,8 @@ def build_database(schema: dict, rows: Mapping[str, Sequence[Sequence[Any]]]) ->
             raise ValueError(f"there are rows for {table!r}, which is no table of {schema['db_id']}")
     connection.execute("BEGIN")
     for i, table in enumerate(names):
-        fill(connection, table, columns_of(schema, i), rows.get(table, ()))
+        if not table.lower().startswith("sqlite_"):  # some entries list a table of SQLite's own
+            fill(connection, table, columns_of(schema, i), rows.get(table, ()))
     connection.execute("COMMIT")
     return guarded(connection)
 
@@ -104,8 +106,8 @@ def guarded(connection: sqlite3.Connection) -> sqlite3.Connection:
 class Guard:
     """What one query may do, and how much of it.
 
-    SQLite asks `authorize` for each thing that a query means to do, while it prepares it, and calls `tick` while
-    it runs.
+    SQLite asks `authorize` about each thing that a query means to do, before it runs, and calls `tick` while it
+    runs.
     """
 
     EVERY = 1000  # steps between two calls of `tick`
@@ -142,14 +144,15 @@ class Guard:
 # --- queries ---
 
 
-def run_query(text: str, connection: sqlite3.Connection, steps: int = STEPS, rows: int = ROWS) -> Result:
+def run_query(text: str, connection: sqlite3.Connection, steps: int = STEPS, seconds: float = SECONDS,
+              rows: int = ROWS) -> Result:
     """Run one query that may only read. The connection is from `build_database` or was `guarded`.
 
     Raises QueryError where SQLite refuses it, it does more than to read, or it goes beyond a limit.
     """
     if copies(text) > math.log(COPIES):
         raise QueryError("endless", "its inner queries use each other too often")
-    guard = Guard(steps)
+    guard = Guard(steps, seconds)
     guard.install(connection)
     try:
         cursor = connection.execute(text)
@@ -185,11 +188,11 @@ def execution_verdict(prediction: str, gold: str, connection: sqlite3.Connection
     """"right", "wrong", or why the prediction has no result: "invalid", "forbidden", "endless".
 
     The results are the same if they have the same rows as often, in the same order where the gold query orders
-    its result. As in test-suite evaluation (Zhong et al., 2020), but in two things we are stricter or fairer:
-    columns stand in the order of the gold query, where the test suite tries all orders, for on a small database
-    two columns are too often equal by chance; and only an ORDER BY of the whole result asks for an order, where
-    the test suite looks for the words anywhere, also in an inner query. A result without rows still needs as
-    many columns. Raises ValueError for a gold query that does not run.
+    its result, as in test-suite evaluation (Zhong et al., 2020), but for two things. Columns stand in the gold
+    query's order: the test suite tries every order, but on a small database two columns are too often equal by
+    chance. And only an ORDER BY of the whole result asks for an order: the test suite looks for the words in
+    inner queries, too. A result without rows still needs as many columns. Raises ValueError for a gold query
+    that does not run.
     """
     try:
         expected = run_query(gold, connection)
@@ -226,9 +229,9 @@ def orders_result(query: str) -> bool:
 def copies(query: str) -> float:
     """The logarithm of how often SQLite may have to copy inner queries, before it asks or counts anything.
 
-    What WITH defines is copied to wherever it is used, and columns of a query in FROM into the clauses around: a
-    few lines, each of which uses the last one twice, would take for ever. n names in k such queries and the one
-    around them are at most (n / k) ^ k copies.
+    What WITH defines is copied to wherever it is used, and columns of a query in FROM into the clauses around
+    it: a few lines, each of which uses the last one twice, would take for ever. n names that stand for k such
+    queries make at most (n / k) ^ k copies.
     """
     found = words(query)
     names = sum(word not in KEYWORDS for word in found)
@@ -238,6 +241,7 @@ def copies(query: str) -> float:
 
 
 def words(query: str) -> list[str]:
-    """Words, brackets and commas in lower case, without comments; \" for a string or a quoted name."""
+    """Words, brackets and commas in lower case, without comments; ' for each string or quoted name."""
     tokens = (match.group() for match in TOKEN.finditer(query))
-    return ['"' if token[0] in "'\"`[" else token.lower() for token in tokens if not token.startswith(("--", "/*"))]
+    return ["'" if token[0] in "'\"`[" else token.lower()
+            for token in tokens if not token.startswith(("--", "/*"))]
