@@ -34,8 +34,8 @@ TOKEN = re.compile(rf"""'[^']*'|"[^"]*"|`[^`]*`|\[[^]]*\]|{COMMENT}|\w+|[(),]"""
 INTRODUCE = ("from", "join", "as", "materialized", ",", "(")  # what stands before a query in FROM or WITH
 KEYWORDS = frozenset("""
     ( ) , select distinct from join inner left outer cross on as where and or not in is null like between
-    exists group order by having limit offset asc desc union all intersect except with recursive case when then
-    else end""".split())
+    exists group order by having limit offset asc desc union all intersect except with recursive case when
+    then else end""".split())
 
 
 class QueryError(ValueError):
