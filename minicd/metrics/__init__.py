@@ -1,4 +1,4 @@
-"""Metrics of strings and counts. Rouge-L is in rouge.py."""
+"""Metrics of strings and counts. Rouge-L is in rouge.py, SQL in sql.py and sqlite.py."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Iterable
 import numpy as np
 
 from .rouge import rouge_l
+from .sql import sql_exact_match
 
-__all__ = ["association", "correlation", "exact_match", "rouge_l"]
+__all__ = ["association", "correlation", "exact_match", "rouge_l", "sql_exact_match"]
 SHUFFLES = 100_000  # of `correlation`
 
 
