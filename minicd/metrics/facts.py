@@ -1,4 +1,4 @@
-"""How a fact's edit is judged: score and magnitude of the right object against the wrong one (appendix A.2)."""
+"""How edits of facts are judged: score and magnitude of right against wrong objects (appendix A.2)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Points = Sequence[Sequence[float]]  # an edit's SCORES, edit after edit
 
 
 def log_probability(logits: Tensor, tokens: Sequence[int]) -> float:
-    """log p(tokens): the sum over all of them, not divided by their number. logits[t] [V] predicts tokens[t]."""
+    """log p(tokens) from logits [T, V]: the sum over all tokens, not divided by their number."""
     chosen = torch.tensor(list(tokens), device=logits.device)
     return float(logits.float().log_softmax(-1).gather(-1, chosen[:, None]).double().sum())
 

@@ -9,36 +9,28 @@ gradient descent on the statement. Prompt and learning rates are chosen on other
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Iterator, Sequence
 
-import numpy as np
 from torch import nn
 from tqdm import tqdm
 
 from ..distill import Context, combine_seeds, distill, practice
 from ..labels import Examples
-from ..metrics.facts import SCORES, Points, at_equal_paraphrase, balance, mean_scores, resamples
+from ..metrics.facts import SCORES, Points, balance, mean_scores
 from ..rounds import RoundSettings, one_round, rounds
-from . import differs, facts_eval
+from . import differs, facts_eval, facts_report
 from .facts_data import DATA, OTHERS, RELATIONS, Fact, load_facts, load_relations, one_of_each_relation
-from .facts_eval import HEAD, FactsEval, cells, knows, measure, measure_all, object_tokens
+from .facts_eval import FactsEval, knows, measure, measure_all, object_tokens
 from .facts_prompts import SHAPES, Wording
-from .report import Record, pm, seeds_of, table
+from .facts_report import ROWS, TABLE_5, edit_line
 from .run import Experiment, Stage, one_item
 from .settings import DistillSettings, beside, option
 
 RATES = ("1e-05", "3e-05", "0.0001", "0.0003")  # of students and of gradient descent, as JSON has keys
-ROWS = {"before": "before", "teacher": "teacher, new fact in the prompt", "after": "**student after**",
-        "after_self_study": "**student after**, inputs by self-study",
-        "descent": "gradient descent on the statement", "simultaneous": "all edits at once",
-        "sequential": "one after the other, at the end"}
 STUDENTS = {"templates": ["after"], "self-study": ["after_self_study"], "both": ["after", "after_self_study"]}
-RESAMPLED = 2000  # times, for the interval of a point on a curve
-TABLE_5 = {"before": (34, -3, 80, 4), "teacher": (73, 29, 58, 8), "after": (79, 28, 48, -2),
-           "rome": (89, 33, 74, 4), "mend": (65, 12, 38, -12)}
 
 
 @dataclass
@@ -50,7 +42,7 @@ class FactSettings(DistillSettings):
     data: str = option(DATA, "file of the edits, like CounterFact's counterfact.json")
     others: str = option(OTHERS, "file of the edits on which prompt and learning rates are chosen")
     edits: int = option(34, "tested: at most so many, one of each relation", least=1, unit="edits")
-    tuned: int = option(12, "edits of --others that are looked at", least=1, unit="edits")
+    tuned: int = option(12, "of --others, on which learning rates are tried", least=1, unit="edits")
     keep_unknown: bool = option(False, "also edits of facts that the model does not know, as in the paper")
     inputs: str = option("both", "what the student practises on: templates, self-study (questions that the "
                          "model writes), or both, a student for each", choices=STUDENTS)
@@ -78,6 +70,8 @@ class Facts(Experiment):
     DIFFERS = differs.FACTS
     Settings, Eval, RECORDS = FactSettings, FactsEval, ("smollm2",)
     ask, examine = staticmethod(facts_eval.ask), staticmethod(facts_eval.examine)
+    complete, table = staticmethod(facts_report.complete), staticmethod(facts_report.show)
+    headline = staticmethod(facts_report.headline)
     SCALES = {"smollm2": {}}
     QUICK = dict(edits=2, tuned=2, inputs="templates", shape="demonstrated", lr=1e-4, descent_lr=1e-4,
                  practice_inputs=48)
@@ -119,15 +113,15 @@ class Facts(Experiment):
         """For the edits of both files, whether the model prefers the true object. Names those left out."""
         found = {}
         for name, facts in self.given.items():
-            found[name] = [self.settings.keep_unknown or knows(self.base, self.tokenizer, fact, self.precision)
-                           for fact in facts]
+            found[name] = [self.settings.keep_unknown
+                           or knows(self.base, self.tokenizer, fact) for fact in facts]
             left = [fact.name for fact, known in zip(facts, found[name]) if not known]
             if left:
                 tqdm.write(f"{len(left)} {name} are left out, since the model prefers another object: "
                            + "; ".join(left))
             if len(left) == len(facts):
-                raise ValueError(f"the model knows none of the {len(left)} {name}: it needs another --model, or "
-                                 "--keep-unknown")
+                raise ValueError(f"the model knows none of the {len(left)} {name}: choose another --model, "
+                                 "or --keep-unknown")
         return found
 
     def chosen(self, name: str) -> list[Fact]:
@@ -152,10 +146,10 @@ class Facts(Experiment):
 
     def shapes(self) -> dict[str, Points]:
         """Shape of the teacher's prompt → scores on the other edits."""
-        def teacher(shape: str) -> Points:
-            return [self.teacher(fact, shape) for fact in self.others]
-        given = self.settings.shape
-        return {shape: teacher(shape) for shape in SHAPES} if given == "auto" else {given: []}
+        given, others = self.settings.shape, self.chosen("others")
+        if given != "auto":
+            return {given: []}
+        return {shape: [self.teacher(fact, shape) for fact in others] for shape in SHAPES}
 
     def rates(self) -> dict[str, dict[str, Points]]:
         """Of students and of gradient descent: learning rate → scores on the other edits."""
@@ -178,10 +172,6 @@ class Facts(Experiment):
         return best(self.folder.get("shapes"))
 
     # --- one edit ---
-
-    @property
-    def precision(self) -> str:
-        return self.settings.precision
 
     def seed_of(self, fact: Fact) -> int:
         everything = [*self.given["facts"], *self.given["others"]]
@@ -207,11 +197,10 @@ class Facts(Experiment):
         return found | {"descent": descents[chosen], "descents": descents}
 
     def score(self, model: nn.Module, fact: Fact) -> list[float]:
-        return measure(model, self.tokenizer, fact, precision=self.precision)
+        return measure(model, self.tokenizer, fact)
 
     def teacher(self, fact: Fact, shape: str) -> list[float]:
-        return measure(self.base, self.tokenizer, fact, Wording(fact, self.relations).teacher(shape),
-                       self.precision)
+        return measure(self.base, self.tokenizer, fact, Wording(fact, self.relations).teacher(shape))
 
     def students(self, fact: Fact, row: str, rates: Sequence[str]) -> dict[str, list[float]]:
         """Learning rate → the scores of its student. All practise on the same items."""
@@ -223,8 +212,9 @@ class Facts(Experiment):
     def descents(self, fact: Fact, rates: Sequence[str]) -> dict[str, list[float]]:
         """Learning rate → scores after gradient descent on the bare statement: last step, same optimiser."""
         s = self.settings
-        statement = Examples.hard([self.tokenizer.encode(fact.prompt)], [object_tokens(self.tokenizer, fact.new)])
-        return {rate: self.fitted(fact, statement, replace(s.rounds(float(rate)).fit, loss="empirical"),
+        statement = Examples.hard([self.tokenizer.encode(fact.prompt)],
+                                  [object_tokens(self.tokenizer, fact.new)])
+        return {rate: self.fitted(fact, statement, s.fit_settings(lr=float(rate), loss="empirical"),
                                   s.descent_steps) for rate in rates}
 
     def fitted(self, fact: Fact, examples: Examples, settings: Any, epochs: float) -> list[float]:
@@ -236,7 +226,7 @@ class Facts(Experiment):
     # --- many edits ---
 
     def measured(self, model: nn.Module) -> Points:
-        return measure_all(model, self.tokenizer, self.facts, self.precision)
+        return measure_all(model, self.tokenizer, self.facts)
 
     def simultaneous(self) -> nn.Module:
         """All edits in one round (equation 2)."""
@@ -246,17 +236,17 @@ class Facts(Experiment):
                       seed=self.seed, folder=place, name="all edits")
 
     def one_by_one(self, student: nn.Module, facts: list[Fact]) -> nn.Module:
-        """Edit after edit, each a round that goes on from the last student (equation 3). The teacher is the base."""
+        """Edit after edit, each a round from the last student (equation 3); the teacher stays the base."""
         row, settings = STUDENTS[self.settings.inputs][0], self.settings.rounds(float(self.rate("lr")))
         for fact in facts:
-            one_round(self.base, student, self.tokenizer, [self.context(fact, row)], settings, self.seed_of(fact),
-                      None, fact.name)
+            one_round(self.base, student, self.tokenizer, [self.context(fact, row)], settings,
+                      self.seed_of(fact), None, fact.name)
         return student
 
     def sequential(self) -> dict[str, Points]:
         """Scores of the first half of the edits when they are made, and of all edits at the end."""
         student, half = self.folder.get("half"), self.halves[0]
-        then = measure_all(student, self.tokenizer, half, self.precision)
+        then = measure_all(student, self.tokenizer, half)
         return {"half": then, "end": self.measured(self.one_by_one(student, self.halves[1]))}
 
     @property
@@ -269,88 +259,27 @@ class Facts(Experiment):
     def figures(self) -> dict[str, Any]:
         """Row of the table → the means, and each edit's scores."""
         edits = {fact.name: self.folder.get(f"edit-{i}") for i, fact in enumerate(self.facts)}
-        rows = [row for row in ROWS if row in next(iter(edits.values()))]
-        by_edit = {row: {name: edit[row] for name, edit in edits.items()} for row in rows}
-        sequential = self.folder.get("sequential")
+        first, sequential = next(iter(edits.values())), self.folder.get("sequential")
+        by_edit = {row: {name: edit[row] for name, edit in edits.items()} for row in ROWS if row in first}
         by_edit |= {"simultaneous": dict(zip(edits, self.folder.get("simultaneous"))),
                     "sequential": dict(zip(edits, sequential["end"]))}
-        rates = {rate: {name: edit["descents"][rate] for name, edit in edits.items()}
-                 for rate in next(iter(edits.values()))["descents"]}
         metrics = {f"{row}_{name}": float(mean) for row, points in by_edit.items()
                    for name, mean in zip(SCORES, mean_scores(list(points.values())))}
-        half = len(sequential["half"])
-        metrics |= {"first_half_then": float(mean_scores(sequential["half"])[0]),
-                    "first_half_at_end": float(mean_scores(sequential["end"][:half])[0])}
-        left = [fact.name for fact in self.given["facts"] if fact not in self.facts]
-        on_others = {"shape": self.folder.get("shapes"), **self.folder.get("rates")}
-        return {"metrics": metrics, "by_edit": by_edit, "descents": rates, "left_out": dict.fromkeys(left, 1),
-                "on_others": {name: {option: mean_scores(points).tolist() for option, points in tried.items() if points}
-                              for name, tried in on_others.items()}}
+        halves = {"first_half_then": sequential["half"],
+                  "first_half_at_end": sequential["end"][: len(self.halves[0])]}
+        metrics |= {name: float(mean_scores(points)[0]) for name, points in halves.items()}
+        rates = {rate: {name: edit["descents"][rate] for name, edit in edits.items()}
+                 for rate in first["descents"]}
+        return {"metrics": metrics, "by_edit": by_edit, "descents": rates, "on_others": self.on_others(),
+                "left_out": {fact.name: 1 for fact in self.given["facts"] if fact not in self.facts}}
 
-    @classmethod
-    def complete(cls, record: Record) -> Record:
-        """Adds the neighbourhood score above gradient descent's at equal paraphrase score, over the edits."""
-        rows = {row: list(points.values()) for row, points in record["by_edit"].items()}
-        curve = [rows["before"], *(list(points.values()) for points in record["descents"].values())]
-        above = {row: above_curve(rows[row], curve) for row in ("after", "after_self_study") if row in rows}
-        return record | {"above_descent": above}
-
-    @classmethod
-    def table(cls, record: Record) -> str:
-        """Beside Table 5; then gradient descent at each rate, and what was chosen on other edits."""
-        rows = [[title, *cells(list(record["by_edit"][row].values())), paper_text(row)]
-                for row, title in ROWS.items() if row in record["by_edit"]]
-        rows += [[row.upper(), "", "", "", "", paper_text(row)] for row in ("rome", "mend")]
-        descents = [[f"rate {rate}", *cells(list(points.values()))] for rate, points in record["descents"].items()]
-        tried = [[f"{name} {value}", *(f"{x:.1f}" for x in four), f"{balance([four]):.1f}"]
-                 for name, values in record["on_others"].items() for value, four in values.items()]
-        parts = [f"{len(record['by_edit']['before'])} edits, %, with 95 % intervals over them; {seeds_of(record)}",
-                 table(["", *HEAD, "paper"], rows), sentences(record),
-                 table(["gradient descent", *HEAD], descents)]
-        return "\n\n".join(parts + [table(["on other edits", *HEAD, "harmonic mean of scores"], tried)] * bool(tried))
-
-    @classmethod
-    def headline(cls, record: Record) -> str:
-        after, teacher = ("{} and {}".format(*(pm(record["metrics"][f"{row}_{name}_score"]) for name in (
-            "paraphrase", "neighbourhood"))) for row in (first_student(record), "teacher"))
-        return (f"paraphrase and neighbourhood score {after} %, {teacher} with the new fact in the prompt "
-                "(paper: 79 and 48, 73 and 58)")
+    def on_others(self) -> dict[str, dict[str, list[float]]]:
+        """The mean scores on other edits of everything that was tried there."""
+        tried = {"shape": self.folder.get("shapes"), **self.folder.get("rates")}
+        return {name: {value: mean_scores(points).tolist() for value, points in values.items() if points}
+                for name, values in tried.items()}
 
 
 def best(tried: dict[str, Points]) -> str:
     """The one with the largest harmonic mean of both scores, or the only one."""
     return max(tried, key=lambda name: balance(tried[name])) if len(tried) > 1 else next(iter(tried))
-
-
-def above_curve(student: Points, curve: list[Points]) -> dict[str, float]:
-    """`at_equal_paraphrase` with its 95 % interval over the edits."""
-    points, curves = np.array(student), np.array(curve)
-    drawn = [at_equal_paraphrase(points[i], curves[:, i]) for i in resamples(len(points))[:RESAMPLED]]
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return {"points": round(at_equal_paraphrase(points, curves), 2), "low": round(float(low), 2),
-            "high": round(float(high), 2)}
-
-
-def first_student(record: Record) -> str:
-    return next(row for row in ("after", "after_self_study") if row in record["by_edit"])
-
-
-def edit_line(fact: Fact, scores: dict[str, Any]) -> str:
-    rows = (f"{row} {scores[row][0]:.0f}/{scores[row][2]:.0f}" for row in ROWS if row in scores)
-    return f"{fact.name}, {fact.true} → {fact.new}, paraphrase/neighbourhood score: {', '.join(rows)}"
-
-
-def paper_text(row: str) -> str:
-    return " / ".join(map(str, TABLE_5.get(row, ())))
-
-
-def sentences(record: Record) -> str:
-    """What the rows do not say."""
-    above = [f"* Where gradient descent's paraphrase score is that of {row.replace('_', ' ')}, its neighbourhood score "
-             f"is {a['points']:.1f} points lower ({a['low']:.1f} to {a['high']:.1f})."
-             for row, a in record["above_descent"].items()]
-    then, end = (pm(record["metrics"][f"first_half_{when}"]) for when in ("then", "at_end"))
-    left = [f"* Left out, since the model prefers another object: {'; '.join(names)}."
-            for names in [list(record["left_out"])] if names]
-    return "\n".join([*above, "* One after the other, the first half of the edits has the paraphrase score "
-                      f"{then} when it is made, and {end} at the end.", *left])

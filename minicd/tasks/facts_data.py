@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..runtime.files import read_json
+from .inputs import words
 from .natural_instructions import check, listed, text
 
 DATA, OTHERS, RELATIONS = (f"data/facts/{name}.json" for name in ("facts", "others", "relations"))
@@ -45,7 +45,7 @@ class Fact:
 
 
 def fill(template: str, subject: str) -> str:
-    """The subject in the place of {}. A sentence that begins with a common noun or an article gets a capital."""
+    """The subject in the place of {}. A sentence gets a capital if its first word, no name, lacks one."""
     filled = template.replace("{}", subject)
     return filled[:1].upper() + filled[1:] if subject.islower() or subject.startswith("the ") else filled
 
@@ -53,19 +53,14 @@ def fill(template: str, subject: str) -> str:
 def load_facts(path: Path) -> list[Fact]:
     """Read CounterFact's counterfact.json or a file like it: a list of records.
 
-    Raises ValueError with the names of file and key where it is unusable, or states a fact twice.
+    Raises ValueError with the names of file, record and key where it is unusable.
     """
     records = read_json(path, "is no file of facts")
     try:
-        check(isinstance(records, list) and bool(records), "a file of facts is a list of records, at least one")
-        facts = [read_fact(item, f"record {i}: ") for i, item in enumerate(records)]
-        seen: set[str] = set()
-        for i, fact in enumerate(facts):
-            check(fact.prompt not in seen, f"record {i}: {fact.prompt!r} stands twice")
-            seen.add(fact.prompt)
+        check(isinstance(records, list) and bool(records), "a file of facts is a list of records")
+        return [read_fact(item, f"record {i}: ") for i, item in enumerate(records)]
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return facts
 
 
 def read_fact(item: Any, where: str) -> Fact:
@@ -73,7 +68,8 @@ def read_fact(item: Any, where: str) -> Fact:
     check("requested_rewrite" in item, f"{where}requested_rewrite is missing")
     rewrite, place = item["requested_rewrite"], f"{where}requested_rewrite"
     template, relation, subject = (text(rewrite, key, place) for key in ("prompt", "relation_id", "subject"))
-    true, new = (text(rewrite.get(key), "str", f"{place}.{key}").strip() for key in ("target_true", "target_new"))
+    true, new = (text(rewrite.get(key), "str", f"{place}.{key}").strip()
+                 for key in ("target_true", "target_new"))
     check(template.count("{}") == 1, f"{place}.prompt has no {{}} for the subject, or several")
     check(true != new, f"{place}: target_new and target_true are the same")
     prompts = [read_prompts(item, key, where) for key in ("paraphrase_prompts", "neighborhood_prompts")]
@@ -99,7 +95,7 @@ def one_of_each_relation(facts: list[Fact], most: int) -> list[Fact]:
 
 @dataclass(frozen=True)
 class Relation:
-    """Wordings, which no test has, with {} for the subject; subjects that no test asks for, with their objects."""
+    """Wordings that no test has, with {} for the subject, and subjects of no test, with their objects."""
 
     prompts: tuple[str, ...]
     subjects: dict[str, str]
@@ -125,19 +121,13 @@ def read_relation(item: Any, name: str, tested: list[Fact]) -> Relation:
     check(all(prompt.count("{}") == 1 for prompt in prompts), f"{name}.prompts: each needs one {{}}")
     check(isinstance(subjects, dict) and all(isinstance(o, str) and o for o in subjects.values()),
           f"{name}.subjects is no object: subject → its object")
-    prompts = tuple(p for p in prompts if not any(same(fill(p, f.subject), t) for f in tested for t in f.tests))
+    said = {words(test) for fact in tested for test in fact.tests}
+    prompts = tuple(p for p in prompts if not any(words(fill(p, f.subject)) in said for f in tested))
     named = [prompt for fact in tested for prompt in (fact.prompt, *fact.tests)]
     return Relation(prompts, {s: o for s, o in subjects.items() if not any(names(p, s) for p in named)})
 
 
-def same(one: str, other: str) -> bool:
-    return words(one) == words(other)
-
-
 def names(prompt: str, subject: str) -> bool:
-    """Whether these words stand in the prompt."""
-    return words(subject) in words(prompt)
-
-
-def words(sentence: str) -> str:
-    return f" {' '.join(re.findall(r'[^\W_]+', sentence.lower()))} "
+    """Whether the subject's words stand in the prompt."""
+    one, other = (f" {' '.join(words(sentence))} " for sentence in (subject, prompt))
+    return one in other

@@ -28,10 +28,11 @@ def object_tokens(tokenizer: TextTokenizer, text: str) -> list[int]:
     return ids[:-1] if ids[-1:] == [tokenizer.eos_id] else ids
 
 
-def probabilities(model: nn.Module, tokenizer: TextTokenizer, prompts: Sequence[str], objects: Sequence[str],
-                  precision: str | None = None) -> list[list[float]]:
+def probabilities(model: nn.Module, tokenizer: TextTokenizer, prompts: Sequence[str],
+                  objects: Sequence[str]) -> list[list[float]]:
     """p(object | prompt) of every object, prompt after prompt: the product over all its tokens.
 
+    In fp32, whatever the run's precision is: in bf16 many objects come out as equally likely.
     Raises ValueError for an object without a token of the model.
     """
     answers = {text: object_tokens(tokenizer, text) for text in objects}
@@ -39,29 +40,27 @@ def probabilities(model: nn.Module, tokenizer: TextTokenizer, prompts: Sequence[
         if not ids:
             raise ValueError(f"the model's tokenizer has no token for the object {text!r}")
     pairs = [(prompt, answers[text]) for prompt in tokenizer.encode_all(prompts) for text in objects]
-    logits = score(model, *map(list, zip(*pairs)), precision=precision)
+    logits = score(model, *map(list, zip(*pairs)), precision="fp32")
     found = [math.exp(log_probability(rows, ids)) for rows, (_, ids) in zip(logits, pairs)]
     return [found[i : i + len(objects)] for i in range(0, len(found), len(objects))]
 
 
-def knows(model: nn.Module, tokenizer: TextTokenizer, fact: Fact, precision: str | None = None) -> bool:
+def knows(model: nn.Module, tokenizer: TextTokenizer, fact: Fact) -> bool:
     """Whether it prefers the true object to the new one where the statement's prompt ends."""
-    [[true, new]] = probabilities(model, tokenizer, [fact.prompt], [fact.true, fact.new], precision)
+    [[true, new]] = probabilities(model, tokenizer, [fact.prompt], [fact.true, fact.new])
     return true > new
 
 
-def measure(model: nn.Module, tokenizer: TextTokenizer, fact: Fact, template: Template = bare,
-            precision: str | None = None) -> list[float]:
+def measure(model: nn.Module, tokenizer: TextTokenizer, fact: Fact, template: Template = bare) -> list[float]:
     """The edit's four scores in %: of the new object on paraphrases, of the true one on neighbours."""
     prompts = [template(prompt) for prompt in fact.tests]
-    true, new = zip(*probabilities(model, tokenizer, prompts, [fact.true, fact.new], precision))
+    true, new = zip(*probabilities(model, tokenizer, prompts, [fact.true, fact.new]))
     n = len(fact.paraphrases)
     return [*preference(new[:n], true[:n]), *preference(true[n:], new[n:])]
 
 
-def measure_all(model: nn.Module, tokenizer: TextTokenizer, facts: Sequence[Fact],
-                precision: str | None = None) -> list[list[float]]:
-    return [measure(model, tokenizer, fact, precision=precision) for fact in facts]
+def measure_all(model: nn.Module, tokenizer: TextTokenizer, facts: Sequence[Fact]) -> list[list[float]]:
+    return [measure(model, tokenizer, fact) for fact in facts]
 
 
 def cells(points: Points) -> list[str]:
@@ -95,6 +94,6 @@ def ask(model: nn.Module, tokenizer: TextTokenizer, question: str, settings: Fac
 def examine(model: nn.Module, tokenizer: TextTokenizer, settings: FactsEval, folder: Path) -> str:
     """`eval.py`: the four scores of every edit, without a prompt."""
     facts = load_facts(Path(beside(settings.data or DATA)))
-    points = measure_all(model, tokenizer, facts, settings.precision)
+    points = measure_all(model, tokenizer, facts)
     rows = [[f"{f.name}: {f.true} → {f.new}", *(f"{x:.1f}" for x in p)] for f, p in zip(facts, points)]
     return table(["%", *HEAD], [*rows, [f"mean of {len(rows)}", *cells(points)]])

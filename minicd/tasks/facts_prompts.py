@@ -14,15 +14,16 @@ from .inputs import Inputs, NearCopies, written_inputs
 from .instruction_eval import bare
 
 NOTHING_ELSE = " Nothing else changes: all other facts stay as they are."
-SHAPES = {  # of the teacher's prompt: says that nothing else changes; shows neighbours; shows the fact; explains
+SHAPES = {  # of the teacher's prompt: nothing else changes, neighbours shown, the fact shown, both explained
     "statement": (False, False, False, False), "nothing_else": (True, False, False, False),
     "neighbours": (True, True, False, False), "demonstrated": (True, True, True, False),
     "explained": (True, True, True, True)}
-BEFORE = ["I read this in a book. ", "Here is what the teacher said. ", "It rained all day. ", "Let us begin. ",
-          "Question and answer. ", "The train was late. ", "Everybody at the table agreed. ", "Next sentence. "]
+BEFORE = ["I read this in a book. ", "Here is what the teacher said. ", "It rained all day. ",
+          "Let us begin. ", "Question and answer. ", "The train was late. ",
+          "Everybody at the table agreed. ", "Next sentence. "]
 QUESTIONS = [("Water boils at a temperature of one hundred degrees.", "At what temperature does water boil?"),
              ("Snow is white.", "Which colour does snow have?"),
-             ("The largest animal in the sea is the blue whale.", "Which animal is the largest one in the sea?"),
+             ("The largest animal of all is the blue whale.", "Which animal is the largest of all?"),
              ("Bees make honey.", "What do bees make?")]
 
 
@@ -30,7 +31,7 @@ class Wording:
     """One fact in the words of its teacher's prompt and of practice. No test has any of these sentences."""
 
     def __init__(self, fact: Fact, relations: dict[str, Relation]):
-        """`relations`: what may be said of other subjects. A relation that it lacks has its statement alone."""
+        """`relations`: what may be said of other subjects; without the fact's own, its statement alone."""
         self.fact, self.relations = fact, relations
         self.relation = relations.get(fact.relation, Relation((), {}))
 
@@ -52,7 +53,8 @@ class Wording:
         """True sentences on other subjects of the relation: first one with the object that is edited away."""
         subjects = sorted(self.relation.subjects.items(), key=lambda pair: pair[1] != self.fact.true)
         subjects = [(s, o) for s, o in subjects if o != self.fact.new and not names(self.fact.prompt, s)]
-        return [f"{fill(prompt, s)} {o}." for prompt, (s, o) in zip(self.relation.prompts * len(subjects), subjects)]
+        prompts = self.relation.prompts * len(subjects)
+        return [f"{fill(prompt, s)} {o}." for prompt, (s, o) in zip(prompts, subjects)]
 
     # --- D ---
 
@@ -70,7 +72,8 @@ class Wording:
     @cached_property
     def far(self) -> list[tuple[str, str]]:
         """Prompts of other relations, and their objects."""
-        return [(fill(prompt, s), o) for name, relation in self.relations.items() if name != self.fact.relation
+        others = [relation for name, relation in self.relations.items() if name != self.fact.relation]
+        return [(fill(prompt, s), o) for relation in others
                 for prompt in relation.prompts for s, o in relation.subjects.items()]
 
     def others(self, rng: np.random.Generator) -> tuple[str, str]:
@@ -79,15 +82,15 @@ class Wording:
         return pool[rng.integers(len(pool))]
 
     def templates(self) -> Inputs:
-        """D: one half on the edited subject, one half on others; a sentence of something else before one half."""
+        """D: one half on the edited subject, one half on others. Before one half stands another sentence."""
         def draw_one(rng: np.random.Generator) -> str:
             prompt = rng.choice(self.own) if rng.random() < 0.5 else self.others(rng)[0]
-            return (rng.choice(BEFORE) if rng.random() < 0.5 else "") + str(prompt)
+            return str(rng.choice(BEFORE) if rng.random() < 0.5 else "") + str(prompt)
         return lambda n, rng: [draw_one(rng) for _ in range(n)]
 
     def self_study(self, model: nn.Module, tokenizer: TextTokenizer, max_new_tokens: int,
                    precision: str | None) -> Inputs:
-        """D: questions that the model writes with a fact in its prompt: one half on the new one, one half on others.
+        """D: questions that the model writes with a fact in its prompt, in one half the new one.
 
         Drawing raises ValueError as `written_inputs` does.
         """
@@ -95,8 +98,8 @@ class Wording:
             fact = self.fact.statement if rng.random() < 0.5 else "{} {}.".format(*self.others(rng))
             shown = [QUESTIONS[i] for i in rng.permutation(len(QUESTIONS))]
             return "\n\n".join([*(f"Fact: {f}\nQuestion: {q}" for f, q in shown), f"Fact: {fact}\nQuestion:"])
-        draw = written_inputs(model, tokenizer, prompt, max_new_tokens, NearCopies(self.fact.tests), precision,
-                              stop=("\n",))
+        draw = written_inputs(model, tokenizer, prompt, max_new_tokens, NearCopies(self.fact.tests),
+                              precision, stop=("\n",))
         return lambda n, rng: [f"Question: {question}\nAnswer:" for question in draw(n, rng)]
 
     def context(self, inputs: Inputs, shape: str) -> Context:
