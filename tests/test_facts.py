@@ -23,6 +23,7 @@ from minicd.tasks.facts_eval import knows, measure, object_tokens, probabilities
 from minicd.tasks.facts_prompts import BEFORE, SHAPES, Wording
 from minicd.tasks.inputs import words
 from minicd.tasks.settings import guarded
+from minicd.tokenizer import word_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN, OTHERS, RELATIONS = (ROOT / "data" / "facts" / f"{name}.json" for name in ("facts", "others", "relations"))
@@ -86,7 +87,7 @@ def test_objects_of_several_tokens_against_the_logits(folder):
     [logits] = score(model, [tokenizer.encode("The end of x is")], [ids])
     assert long == pytest.approx(float(logits.softmax(-1)[range(len(ids)), ids].prod()), rel=1e-4) and 0 < long < short
     with pytest.raises(ValueError, match="no token for the object ''"):
-        probabilities(model, tokenizer, ["x"], [""])
+        probabilities(model, word_tokenizer(["x"]), ["x"], [""])
 
 
 def record(**changes) -> dict:
@@ -124,7 +125,8 @@ def test_the_files_are_well_formed(path):
 def test_the_edits_for_choosing_are_others(own, others):
     assert {fact.relation for fact in own} == {fact.relation for fact in others}
     assert not {fact.subject for fact in own} & {fact.subject for fact in others}
-    assert not {words(p) for fact in own for p in (fact.prompt, *fact.tests)} & {words(p) for fact in others for p in (fact.prompt, *fact.tests)}
+    one, other = ({words(p) for fact in facts for p in (fact.prompt, *fact.tests)} for facts in (own, others))
+    assert one and not one & other
 
 
 def test_nothing_is_counterfacts(own, others):
@@ -132,30 +134,24 @@ def test_nothing_is_counterfacts(own, others):
         pytest.skip("CounterFact is not here (shared/data/counterfact)")
     real = [fact for name in ("one_per_relation", "others") for fact in load_facts(REAL / f"{name}.json")]
     known = json.loads((REAL / "known_1000.json").read_text())
-    ours = [*own, *others]
-    assert not {words(p) for f in ours for p in (f.prompt, *f.tests)} & {words(p) for f in real for p in (f.prompt, *f.tests)}
+    ours, theirs = ({words(p) for fact in facts for p in (fact.prompt, *fact.tests)} for facts in ([*own, *others], real))
+    assert ours and not ours & theirs
     templates = {fact.template for fact in real} | {item["template"] for item in known}
-    assert not {fact.template for fact in ours} & templates
+    assert not {fact.template for fact in (*own, *others)} & templates
     assert not {p for item in json.loads(RELATIONS.read_text()).values() for p in item["prompts"]} & templates
     assert not {fact.subject for fact in own} & {fact.subject for fact in real}
 
 
-def practised(facts: list) -> dict:
-    """Fact → all sentences that its teacher's prompt and its practice by templates can have, in words."""
-    relations = load_relations(RELATIONS, facts)
-    found = {}
-    for fact in facts:
-        wording = Wording(fact, relations)
-        prompts = [*wording.own, *(p for p, _ in (*wording.near, *wording.far))]
-        found[fact] = {words(before + prompt) for prompt in prompts for before in ("", *BEFORE)}
-    return found
-
-
 def test_no_tested_prompt_is_practised_by_any_edit(own, others):
-    tests = {words(test) for fact in [*own, *others] for test in fact.tests}
-    for fact, sentences in practised([*own, *others]).items():
-        assert words(fact.prompt) in sentences and len(sentences) > 500
-        assert not sentences & tests, fact.name
+    """Nor does a sentence that stands before a prompt in practice stand in a test."""
+    relations, sentences = load_relations(RELATIONS, [*own, *others]), set()
+    for fact in [*own, *others]:
+        wording = Wording(fact, relations)
+        sentences |= {*wording.own, *wording.unchanged, *(prompt for prompt, _ in (*wording.near, *wording.far))}
+    practised = {words(sentence) for sentence in sentences}
+    assert {words(fact.prompt) for fact in own} <= practised and len(practised) > 1300
+    for test in (test for fact in [*own, *others] for test in fact.tests):
+        assert words(test) not in practised and not any(before.strip() in test for before in BEFORE), test
 
 
 def test_subjects_of_tested_neighbours_are_not_practised(own, others):
@@ -240,10 +236,11 @@ def without(key: str) -> dict:
 
 
 @pytest.mark.parametrize("content, sentence", [
-    ("{", "is no file of facts: JSONDecodeError"), ("{}", "a file of facts is a list of records"), ("[]", "a file of facts is a list of records"),
+    ("{", "is no file of facts: JSONDecodeError"), ("{}", "a file of facts is a list of records"),
+    ("[]", "a file of facts is a list of records"),
     ("[3]", "record 0: it is no object"), ([record(), without("requested_rewrite")], "record 1: requested_rewrite is missing"),
     ([without("paraphrase_prompts")], "record 0: paraphrase_prompts is missing"), ([without("neighborhood_prompts")], "neighborhood_prompts is missing"),
-    ([record(neighborhood_prompts=[])], "neighborhood_prompts is empty"), ([record(paraphrase_prompts=[3])], "holds something that is no text"),
+    ([record(neighborhood_prompts=[])], "no record has both paraphrase_prompts and neighborhood_prompts"), ([record(paraphrase_prompts=[3])], "holds something that is no text"),
     ([record(paraphrase_prompts="x")], "paraphrase_prompts is no list"), ([record(requested_rewrite=[])], "requested_rewrite is no object"),
     ([changed(subject=" ")], "record 0: requested_rewrite.subject is empty"), ([changed(relation_id=17)], "relation_id is no string"),
     ([changed(prompt="The end of x is")], "has no {} for the subject"), ([changed(target_new={"str": "old"})], "target_new and target_true are the same"),
@@ -282,8 +279,10 @@ def run(monkeypatch, program: str, *words) -> None:
 
 
 def test_the_command_runs_resumes_and_is_examined(folder, tmp_path, monkeypatch, capsys):
-    out = tmp_path / "run"
-    run(monkeypatch, "train", "--model", folder, "--out", out, *SMALL)
+    out, few = tmp_path / "run", tmp_path / "few.json"
+    few.write_text(json.dumps(json.loads(OTHERS.read_text())[:2]))
+    flags = ["--model", folder, "--out", out, "--others", few, *SMALL]
+    run(monkeypatch, "train", *flags)
     found, said = json.loads((out / "record.json").read_text()), capsys.readouterr().out
     rows = {"before", "teacher", "after", "after_self_study", "descent", "simultaneous", "sequential"}
     assert set(found["by_edit"]) == rows and found["scale"] == "smollm2" and found["paper"]["teacher_paraphrase_score"] == 73
@@ -292,11 +291,11 @@ def test_the_command_runs_resumes_and_is_examined(folder, tmp_path, monkeypatch,
         points = np.array(list(found["by_edit"][row].values()))
         assert found["metrics"][f"{row}_neighbourhood_score"]["mean"] == pytest.approx(points[:, 2].mean(), abs=0.02)
     assert len(found["on_others"]["shape"]) == len(SHAPES) and len(found["on_others"]["lr"]) == len(found["descents"]) == 4
-    assert set(found["files"]) == {"facts.json", "others.json", "relations.json"} and "| ROME |" in said and "One practice item" in said
+    assert set(found["files"]) == {"facts.json", "few.json", "relations.json"} and "| ROME |" in said and "One practice item" in said
     assert not list(out.rglob("round-*")) and {path.parent.name for path in out.rglob("model.safetensors")} == {"student", "half"}
 
     kept = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
-    run(monkeypatch, "train", "--model", folder, "--out", out, *SMALL)
+    run(monkeypatch, "train", *flags)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == kept
 
     capsys.readouterr()

@@ -80,16 +80,20 @@ class Facts(Experiment):
     def stages(self) -> Iterator[Stage]:
         """What the model knows decides which edits there are."""
         yield Stage("known", self.known)
-        yield Stage("shapes", self.shapes, ("known",), lambda s: f"teacher's prompt: {best(s)}")
-        yield Stage("rates", self.rates, ("shapes",),
-                    lambda s: "learning rates: " + ", ".join(f"{k} {best(v)}" for k, v in s.items()))
-        yield Stage("example", self.example, ("shapes",), str)
+        yield Stage("shapes", self.shapes, ("known",), lambda s: f"shape of the teacher's prompt: {best(s)}")
         if self.folder.file("known"):
-            for i, fact in enumerate(self.facts):
-                yield Stage(f"edit-{i}", partial(self.edit, fact), ("rates",), partial(edit_line, fact))
-        yield Stage("student", self.simultaneous, ("rates",))
+            yield from self.edit_stages()
+
+    def edit_stages(self) -> Iterator[Stage]:
+        yield Stage("example", self.example, ("shapes",), str)
+        for i, fact in enumerate(self.others):
+            yield Stage(f"tune-{i}", partial(self.tune, fact), ("shapes",))
+        chosen = ("shapes", *(f"tune-{i}" for i in range(len(self.others))))
+        for i, fact in enumerate(self.facts):
+            yield Stage(f"edit-{i}", partial(self.edit, fact), chosen, partial(edit_line, fact))
+        yield Stage("student", self.simultaneous, chosen)
         yield Stage("simultaneous", lambda: self.measured(self.folder.get("student")), ("student",))
-        yield Stage("half", lambda: self.one_by_one(deepcopy(self.base), self.halves[0]), ("rates",))
+        yield Stage("half", lambda: self.one_by_one(deepcopy(self.base), self.halves[0]), chosen)
         yield Stage("sequential", self.sequential, ("half",))
 
     # --- which edits ---
@@ -133,7 +137,9 @@ class Facts(Experiment):
 
     @cached_property
     def others(self) -> list[Fact]:
-        return self.chosen("others")[: self.settings.tuned]
+        """Those on which learning rates are tried."""
+        given = self.settings.lr and self.settings.descent_lr
+        return [] if given else self.chosen("others")[: self.settings.tuned]
 
     @cached_property
     def relations(self) -> dict:
@@ -151,27 +157,35 @@ class Facts(Experiment):
             return {given: []}
         return {shape: [self.teacher(fact, shape) for fact in others] for shape in SHAPES}
 
-    def rates(self) -> dict[str, dict[str, Points]]:
-        """Of students and of gradient descent: learning rate → scores on the other edits."""
-        s = self.settings
-        found: dict[str, dict[str, Points]] = {"lr": {str(s.lr): []}, "descent_lr": {str(s.descent_lr): []}}
-        if not s.lr:
-            row = STUDENTS[s.inputs][0]
-            each = [self.students(fact, row, RATES) for fact in self.others]
-            found["lr"] = {rate: [scores[rate] for scores in each] for rate in RATES}
-        if not s.descent_lr:
-            each = [self.descents(fact, RATES) for fact in self.others]
-            found["descent_lr"] = {rate: [scores[rate] for scores in each] for rate in RATES}
-        return found
-
-    def rate(self, name: str) -> str:
-        return best(self.folder.get("rates")[name])
-
     @property
     def shape(self) -> str:
         return best(self.folder.get("shapes"))
 
+    @property
+    def candidates(self) -> dict[str, Sequence[str]]:
+        """The learning rates that come into question, of students and of gradient descent."""
+        given = {name: getattr(self.settings, name) for name in ("lr", "descent_lr")}
+        return {name: [str(rate)] if rate else RATES for name, rate in given.items()}
+
+    def tune(self, fact: Fact) -> dict[str, dict[str, list[float]]]:
+        """Learning rate → scores, of students and of gradient descent, where there is something to choose."""
+        of = {"lr": partial(self.students, fact, self.first_row), "descent_lr": partial(self.descents, fact)}
+        return {name: of[name](rates) if len(rates) > 1 else {} for name, rates in self.candidates.items()}
+
+    def tried(self, name: str) -> dict[str, Points]:
+        """Learning rate → scores on the other edits."""
+        each = [self.folder.get(f"tune-{i}")[name] for i in range(len(self.others))]
+        return {rate: [scores[rate] for scores in each if scores] for rate in self.candidates[name]}
+
+    def rate(self, name: str) -> str:
+        return best(self.tried(name))
+
     # --- one edit ---
+
+    @property
+    def first_row(self) -> str:
+        """Of the students, the one whose inputs serve for what has only one student."""
+        return STUDENTS[self.settings.inputs][0]
 
     def seed_of(self, fact: Fact) -> int:
         everything = [*self.given["facts"], *self.given["others"]]
@@ -184,7 +198,7 @@ class Facts(Experiment):
         return wording.context(inputs, self.shape)
 
     def example(self) -> str:
-        context = self.context(self.facts[0], STUDENTS[self.settings.inputs][0])
+        context = self.context(self.facts[0], self.first_row)
         return one_item(context, self.tokenizer, self.base, self.settings.rounds(1.0).practice, self.seed)
 
     def edit(self, fact: Fact) -> dict[str, Any]:
@@ -230,16 +244,16 @@ class Facts(Experiment):
 
     def simultaneous(self) -> nn.Module:
         """All edits in one round (equation 2)."""
-        contexts = [self.context(fact, STUDENTS[self.settings.inputs][0]) for fact in self.facts]
+        contexts = [self.context(fact, self.first_row) for fact in self.facts]
         place = self.folder.path / "student.parts"
         return rounds(self.base, self.tokenizer, [contexts], self.settings.rounds(float(self.rate("lr"))),
                       seed=self.seed, folder=place, name="all edits")
 
     def one_by_one(self, student: nn.Module, facts: list[Fact]) -> nn.Module:
         """Edit after edit, each a round from the last student (equation 3); the teacher stays the base."""
-        row, settings = STUDENTS[self.settings.inputs][0], self.settings.rounds(float(self.rate("lr")))
+        settings = self.settings.rounds(float(self.rate("lr")))
         for fact in facts:
-            one_round(self.base, student, self.tokenizer, [self.context(fact, row)], settings,
+            one_round(self.base, student, self.tokenizer, [self.context(fact, self.first_row)], settings,
                       self.seed_of(fact), None, fact.name)
         return student
 
@@ -275,7 +289,7 @@ class Facts(Experiment):
 
     def on_others(self) -> dict[str, dict[str, list[float]]]:
         """The mean scores on other edits of everything that was tried there."""
-        tried = {"shape": self.folder.get("shapes"), **self.folder.get("rates")}
+        tried = {"shape": self.folder.get("shapes"), **{name: self.tried(name) for name in self.candidates}}
         return {name: {value: mean_scores(points).tolist() for value, points in values.items() if points}
                 for name, values in tried.items()}
 

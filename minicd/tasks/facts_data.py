@@ -53,14 +53,18 @@ def fill(template: str, subject: str) -> str:
 def load_facts(path: Path) -> list[Fact]:
     """Read CounterFact's counterfact.json or a file like it: a list of records.
 
+    Those without a paraphrase or a neighbour cannot be measured and are left out.
     Raises ValueError with the names of file, record and key where it is unusable.
     """
     records = read_json(path, "is no file of facts")
     try:
         check(isinstance(records, list) and bool(records), "a file of facts is a list of records")
-        return [read_fact(item, f"record {i}: ") for i, item in enumerate(records)]
+        facts = [read_fact(item, f"record {i}: ") for i, item in enumerate(records)]
+        found = [fact for fact in facts if fact.paraphrases and fact.neighbours]
+        check(bool(found), "no record has both paraphrase_prompts and neighborhood_prompts")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    return found
 
 
 def read_fact(item: Any, where: str) -> Fact:
@@ -77,7 +81,7 @@ def read_fact(item: Any, where: str) -> Fact:
 
 
 def read_prompts(item: dict, key: str, where: str) -> tuple[str, ...]:
-    found = [prompt.strip() if isinstance(prompt, str) else "" for prompt in listed(item, key, where=where)]
+    found = [prompt.strip() if isinstance(prompt, str) else "" for prompt in listed(item, key, 0, where)]
     check(all(found), f"{where}{key} holds something that is no text, or empty")
     return tuple(found)
 
