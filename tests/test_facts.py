@@ -243,7 +243,8 @@ def without(key: str) -> dict:
     ([record(neighborhood_prompts=[])], "no record has both paraphrase_prompts and neighborhood_prompts"), ([record(paraphrase_prompts=[3])], "holds something that is no text"),
     ([record(paraphrase_prompts="x")], "paraphrase_prompts is no list"), ([record(requested_rewrite=[])], "requested_rewrite is no object"),
     ([changed(subject=" ")], "record 0: requested_rewrite.subject is empty"), ([changed(relation_id=17)], "relation_id is no string"),
-    ([changed(prompt="The end of x is")], "has no {} for the subject"), ([changed(target_new={"str": "old"})], "target_new and target_true are the same"),
+    ([changed(prompt="The end of x is")], "has no {} for the subject"),
+    ([changed(target_new={"str": "old"})], "target_new and target_true are the same"),
     ([changed(target_new={})], "target_new.str is missing"), ([changed(target_true="old")], "target_true is no object")])
 def test_an_unusable_file_is_one_sentence(content, sentence, tmp_path):
     path = tmp_path / "facts.json"

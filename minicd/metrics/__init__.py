@@ -1,4 +1,4 @@
-"""Metrics of strings and counts. Rouge-L is in rouge.py."""
+"""Metrics of strings and counts. Rouge-L is in rouge.py, what edited facts are judged by in facts.py."""
 
 from __future__ import annotations
 
