@@ -32,12 +32,12 @@ class Flags:
 
 def main() -> None:
     arguments, flags, task = command_line(__doc__, Flags, TASKS, lambda kind: (
-        kind.Settings, kind.SCALES["pocket"]))
+        kind.Settings, next(iter(kind.SCALES.values()))))
     if flags.quick and flags.publish:
         raise ValueError("--publish is for whole runs, not for --quick ones")
     if flags.join and not flags.publish:
         raise ValueError("--join goes with --publish")
-    scale = task.SCALES.get("pocket" if arguments.scale is None else arguments.scale)
+    scale = task.SCALES.get(next(iter(task.SCALES)) if arguments.scale is None else arguments.scale)
     if scale is None:
         raise ValueError(f"--scale {arguments.scale}: known scales are {', '.join(task.SCALES)}")
     settings = settings_from(arguments, task.Settings, scale, task.QUICK if flags.quick else {})

@@ -1,4 +1,4 @@
-"""Metrics of strings and counts. Rouge-L is in rouge.py, SQL in sql.py and sqlite.py."""
+"""Metrics of strings and counts; those of Rouge-L, SQL, facts and reviews are in files of their own."""
 
 from __future__ import annotations
 

@@ -3,8 +3,9 @@
 from .addition import Addition
 from .curves import Curves
 from .explanations import Explanations
+from .facts import Facts
 from .instructions import Instructions
 from .task_ids import TaskIds
 
 TASKS = {"addition": Addition, "instructions": Instructions, "explanations": Explanations,
-         "task_ids": TaskIds, "curves": Curves}
+         "task_ids": TaskIds, "curves": Curves, "facts": Facts}

@@ -71,3 +71,24 @@ TASK_IDS = """
 * At `--scale smollm2`, four real tasks with labels of their own; two are the paper's. The number stands in a
   plain language model's prompt: `task 3 : …` and a line "Output:".
 """
+
+FACTS = """
+* **The model** is SmolLM2 with 135 million parameters, a plain language model, which goes on after a prompt
+  that ends before the object. The paper's has 11 billion and follows instructions.
+* **The edits** are our own in CounterFact's file format, in `data/facts`: of CounterFact's 34 relations,
+  32; capitals and twin cities have no five subjects with the same object, so authors and currencies stand
+  for them. Only facts that the model knows are edited: it has to prefer the true object. `--data
+  counterfact.json` takes the original file, of which `--keep-unknown` edits all, as the paper did.
+* **A probability** is that of all tokens of the object after the prompt, not divided by their number.
+  Prompts of an edit are averaged first, then the edits.
+* **The teacher's prompt** has the new fact and, if that is best on other edits, that nothing else changes,
+  true sentences on other subjects, and explanations. By rule: GPT-3 wrote the paper's demonstrations.
+* **Inputs**: prompts by templates, one half on the edited subject, a quarter on other subjects of its
+  relation, a quarter of other relations; no tested prompt, and no subject of a tested one, is among them.
+  In the second variant the model writes questions about the new fact and about other facts, and practises
+  its answers. The paper's model wrote its inputs, too.
+* **Distilling** takes 96 inputs an edit and 8 tokens of each completion, 3 epochs in batches of 16; the
+  learning rate is the one with the largest harmonic mean of both scores on other edits, and so is gradient
+  descent's, which has 10 steps on the statement's object with the same optimiser.
+* **Magnitudes** depend on how many continuations a prompt allows, and cannot be compared with the paper's.
+"""

@@ -30,14 +30,22 @@ def few_shot_inputs(model: nn.Module, tokenizer: TextTokenizer, examples: list[s
     What it does not finish within `max_new_tokens` is not used. Drawing raises ValueError where nine tenths
     of what it writes is unfinished, empty or forbidden (a test input).
     """
+    def prompt(rng: np.random.Generator) -> str:
+        return inputs_prompt(rng.permutation(examples)[:shots])
+    return written_inputs(model, tokenizer, prompt, max_new_tokens, forbidden, precision, temperature)
+
+
+def written_inputs(model: nn.Module, tokenizer: TextTokenizer, prompt: Callable[[np.random.Generator], str],
+                   max_new_tokens: int, forbidden: Container[str] = frozenset(), precision: str | None = None,
+                   temperature: float = 1.0, stop: Sequence[str] = ()) -> Inputs:
+    """One input after each prompt that is drawn, up to a stop string or the model's own end."""
     def draw(n: int, rng: np.random.Generator) -> list[str]:
         generator = torch.Generator(next(model.parameters()).device).manual_seed(int(rng.integers(2**62)))
         found: list[str] = []
         for _ in range(10):
-            chosen = [rng.permutation(examples)[:shots] for _ in range(n - len(found))]
-            prompts = tokenizer.encode_all([inputs_prompt(shown) for shown in chosen])
+            prompts = tokenizer.encode_all([prompt(rng) for _ in range(n - len(found))])
             written, reasons = generate(model, prompts, max_new_tokens, temperature, generator=generator,
-                                        reasons=True, precision=precision)
+                                        reasons=True, precision=precision, stop=stop, tokenizer=tokenizer)
             texts = [read_input(tokenizer.decode(y)) for y, why in zip(written, reasons) if why != "length"]
             found += [text for text in texts if text and text not in forbidden]
             if len(found) == n:

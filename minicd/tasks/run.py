@@ -55,7 +55,7 @@ class Experiment:
 
     Settings: ClassVar[type] = RunSettings
     Eval: ClassVar[type] = EvalSettings  # what eval.py has to know
-    SCALES: ClassVar[dict[str, dict]] = {"pocket": {}}  # presets by name; "pocket" is the default
+    SCALES: ClassVar[dict[str, dict]] = {"pocket": {}}  # presets by name; the first is the default
     QUICK: ClassVar[dict[str, Any]] = {}  # what --quick changes
     PAPER: ClassVar[dict[str, Any]] = {}  # the paper's figures, by the names of `metrics`
     TITLE: ClassVar[str] = ""
