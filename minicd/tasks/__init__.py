@@ -1,10 +1,11 @@
 """The experiments, each in one file on the frame of run.py."""
 
 from .addition import Addition
+from .control import Control
 from .curves import Curves
 from .explanations import Explanations
 from .instructions import Instructions
 from .task_ids import TaskIds
 
 TASKS = {"addition": Addition, "instructions": Instructions, "explanations": Explanations,
-         "task_ids": TaskIds, "curves": Curves}
+         "task_ids": TaskIds, "curves": Curves, "control": Control}
