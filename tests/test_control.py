@@ -16,7 +16,7 @@ from minicd.hf.checkpoint import load, save
 from minicd.metrics.diversity import distinct_2, diversity, mutual_rouge, word_entropy
 from minicd.metrics.sentiment import Judge, parts
 from minicd.sampling import generate, score
-from minicd.tasks.control import Control, ControlSettings
+from minicd.tasks.control import Control, ControlSettings, write_beginnings
 from minicd.tasks.folder import RunFolder
 from minicd.tasks.forgetting import kl_to_base
 from minicd.tasks.instruction_eval import end_with_line
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT.parent / "shared" / "data" / "sentiment" / "imdb_labelled.txt"
 OURS = ROOT / "data" / "control"
 SMALL = ["--written", 30, "--own-texts", 10, "--practice-inputs", 12, "--epochs", 1, "--batch-size", 4, "--label-samples", 5,
-         "--samples", 2, "--test-beginnings", 4, "--max-new-tokens", 12, "--device", "cpu", "--jobs", 1, "--precision", "fp32"]
+         "--samples", 2, "--test-beginnings", 3, "--max-new-tokens", 8, "--device", "cpu", "--jobs", 1, "--precision", "fp32"]
 
 
 def tiny_author():
@@ -52,7 +52,7 @@ def author(tmp_path_factory) -> Path:
 def sentences(tmp_path_factory) -> Path:
     """Like the real file: some reviews of each kind that are long enough for a beginning."""
     path = tmp_path_factory.mktemp("data") / "sentences.txt"
-    write_reviews(path, [(f"the {'good' if label else 'bad'} film number {i} is {'fine' if label else 'dull'}", label)
+    write_reviews(path, [(f"film number {i} is a {'good' if label else 'bad'} one and {'fine' if label else 'dull'}", label)
                          for i in range(40) for label in (0, 1)])
     return path
 
@@ -185,6 +185,17 @@ def test_the_model_writes_reviews():
         written_reviews(model, tokenizer, examples, 5, "{kind} review", 1)
 
 
+def test_the_file_of_beginnings_is_made(author, monkeypatch, tmp_path, capsys):
+    from data import control as program
+    monkeypatch.setattr(program, "FILE", tmp_path / "beginnings.txt")
+    monkeypatch.setattr(program, "write_beginnings", lambda model, tokenizer, n, **how: write_beginnings(model, tokenizer, 3, **how))
+    monkeypatch.setattr(sys, "argv", ["control", str(author)])
+    program.main()
+    found = read_reviews(tmp_path / "beginnings.txt")
+    assert Counter(label for _, label in found) == {0: 3, 1: 3} and "beginnings.txt" in capsys.readouterr().out
+    assert not {text for text, _ in found} & {text for text, _ in read_reviews(OURS / "examples.txt")}
+
+
 # --- forgetting ---
 
 
@@ -206,7 +217,7 @@ def test_forgetting_by_hand():
 
 def test_the_experiment_from_end_to_end(author, sentences, run, tmp_path, capsys):
     out = tmp_path / "run"
-    run("train", "--task", "control", "--model", author, "--data", sentences, "--out", out, *SMALL)
+    run("train", "--task", "control", "--model", author, "--data", sentences, "--beginnings", sentences, "--out", out, *SMALL)
     said, record = capsys.readouterr().out, json.loads((out / "record.json").read_text())
     assert record["scale"] == "smollm2" and record["files"].keys() >= {"sentences.txt"}
     assert set(record["metrics"]) == {"judge", "forgetting", "forgetting_negative", *(
@@ -216,7 +227,7 @@ def test_the_experiment_from_end_to_end(author, sentences, run, tmp_path, capsys
     assert "One practice item" in said and "Towards negative, beginnings of real sentences" in said
     assert "real sentences, is right about 100.0 % of" in said and "| student before |" in said
     kept = json.loads((out / "positive" / "after.json").read_text())
-    assert len(kept["written"]["texts"]) == 8 and set(kept["written"]) == {"share", "entropy", "distinct_2", "rouge", "texts"}
+    assert len(kept["written"]["texts"]) == 6 and set(kept["written"]) == {"share", "entropy", "distinct_2", "rouge", "texts"}
 
     run("eval", "--task", "control", "--model", out / "positive" / "student", "--device", "cpu", "--max-new-tokens", 5)
     assert "negative beginnings: " in (said := capsys.readouterr().out) and "% end well" in said

@@ -86,10 +86,10 @@ def written_reviews(model: nn.Module, tokenizer: TextTokenizer, examples: Labell
     for label, kind in enumerate(KINDS):
         title, shown, enough = what.format(kind=kind).capitalize(), texts_of(examples, label), n * (label + 1)
         for _ in range(TRIES):
-            missing = enough - len(found)
-            prompts = [few_shot_prompt(title, rng.permutation(shown)[:shots]) for _ in range(missing)]
+            asked = max(enough - len(found), n // 4) if len(found) < enough else 0  # some will be of no use
+            prompts = [few_shot_prompt(title, rng.permutation(shown)[:shots]) for _ in range(asked)]
             for text in finished_lines(model, tokenizer, prompts, longest, generator, precision):
-                if len(words(text)) >= FEWEST and text not in known:
+                if len(found) < enough and len(words(text)) >= FEWEST and text not in known:
                     found.setdefault(words(text), (text, label))
         if len(found) < enough:
             raise ValueError(f"asked for {n} texts after {title!r}, the model wrote only "
