@@ -12,9 +12,9 @@ import pytest
 import torch
 from test_plain import tiny_decoder, tiny_tokenizer
 
-from minicd.hf.checkpoint import load, save
+from minicd.hf.checkpoint import save
 from minicd.metrics.diversity import distinct_2, diversity, mutual_rouge, word_entropy
-from minicd.metrics.sentiment import Judge, parts
+from minicd.metrics.sentiment import Judge, cross_validated, parts
 from minicd.sampling import generate, score
 from minicd.tasks.control import Control, ControlSettings, write_beginnings
 from minicd.tasks.folder import RunFolder
@@ -88,15 +88,20 @@ def test_a_judge_needs_both_kinds():
         Judge.train([("good", 1)])
 
 
+def test_cross_validation_holds_out():
+    """Each review is judged by what the others say: with labels of its own word only, nobody knows it."""
+    assert cross_validated([(f"w{i} good" if i % 2 else f"w{i} bad", i % 2) for i in range(10)]) == 100
+    assert cross_validated([(f"w{i}", i % 2) for i in range(10)]) == 0
+    assert cross_validated([("fine", 1)], [("fine", 1), ("dull", 0)]) == 100
+
+
 @pytest.mark.skipif(not REAL.exists(), reason="the labelled sentences are not here (shared/data)")
 def test_the_judge_on_real_sentences():
     """Right about four of five in five-fold cross-validation."""
     reviews = read_reviews(REAL)
     random.Random(0).shuffle(reviews)
     assert len(reviews) > 950 and 0.45 < sum(label for _, label in reviews) / len(reviews) < 0.55
-    folds = [reviews[k::5] for k in range(5)]
-    found = [Judge.train([r for other in folds if other is not fold for r in other]).accuracy(fold) for fold in folds]
-    assert sum(found) / 5 >= 78
+    assert cross_validated(reviews) >= 78
 
 
 # --- diversity ---
@@ -220,12 +225,12 @@ def test_the_experiment_from_end_to_end(author, sentences, run, tmp_path, capsys
     run("train", "--task", "control", "--model", author, "--data", sentences, "--beginnings", sentences, "--out", out, *SMALL)
     said, record = capsys.readouterr().out, json.loads((out / "record.json").read_text())
     assert record["scale"] == "smollm2" and record["files"].keys() >= {"sentences.txt"}
-    assert set(record["metrics"]) == {"judge", "forgetting", "forgetting_negative", *(
+    assert set(record["metrics"]) == {"judge", "judge_cross_validated", "forgetting", "forgetting_negative", *(
         f"{row}{towards}{where}" for row in ("before", "teacher", "after") for towards in ("", "_negative") for where in ("", "_real"))}
     assert record["metrics"]["judge"]["mean"] == 100 and record["metrics"]["forgetting"]["mean"] >= 0
     assert set(record["steers"]["positive"]) == set(STEERS) and set(record["measures"]["negative"]) == {"written", "real"}
     assert "One practice item" in said and "Towards negative, beginnings of real sentences" in said
-    assert "real sentences, is right about 100.0 % of" in said and "| student before |" in said
+    assert "real sentences and reviews of ours, is right about 100.0 % of" in said and "| student before |" in said
     kept = json.loads((out / "positive" / "after.json").read_text())
     assert len(kept["written"]["texts"]) == 6 and set(kept["written"]) == {"share", "entropy", "distinct_2", "rouge", "texts"}
 

@@ -19,7 +19,7 @@ from torch import nn
 from ..distill import Context, PracticeSettings, Template, combine_seeds, identity, practice
 from ..labels import Examples
 from ..metrics.diversity import diversity
-from ..metrics.sentiment import Judge
+from ..metrics.sentiment import Judge, cross_validated
 from ..tokenizer import TextTokenizer
 from . import control_eval, differs
 from .control_eval import LONGEST, SAMPLES, ControlEval, completions
@@ -61,8 +61,8 @@ class ControlSettings(DistillSettings):
     beginnings: str = option("", f"file of beginnings, labelled like that; unless given {FOLDER}/"
                              "beginnings.txt, or without it those that the model writes")
     written: int = option(200, "of each kind, if it writes them", least=1, unit="beginnings")
-    judge: str = option("auto", "trained on the sentences of --data, or on the model's own steered text and "
-                        "examples of ours; auto: on data where there is some",
+    judge: str = option("auto", "trained on reviews of ours and the sentences of --data, or the model's own "
+                        "steered text; auto: data where there is some",
                         choices=("auto", "data", "own"))
     own_texts: int = option(300, "of each kind, that the model writes for its own judge", least=1,
                             unit="reviews")
@@ -174,22 +174,28 @@ class Control(Experiment):
 
     # --- the judge ---
 
+    @cached_property
+    def ours(self) -> Labelled:
+        return read_reviews(Path(beside(f"{FOLDER}/reviews.txt")))
+
     def make_judge(self) -> dict[str, Any]:
         training, held_out = self.judge_reviews()
         judge = Judge.train(training)
-        return {"accuracy": judge.accuracy(held_out), "trained_on": len(training), "held_out": len(held_out),
-                "weights": judge.weights}
+        found = {"accuracy": judge.accuracy(held_out), "trained_on": len(training),
+                 "held_out": len(held_out), "weights": judge.weights}
+        if self.real and self.settings.judge != "own":
+            found["cross_validated"] = cross_validated(self.real, self.ours)
+        return found
 
     def judge_reviews(self) -> tuple[Labelled, Labelled]:
         """What the judge is trained on, and what it is measured on: real sentences where there are some."""
         s = self.settings
         if self.real and s.judge != "own":
-            return of_split(self.real, "practice", "validation"), of_split(self.real, "test")
-        ours = read_reviews(Path(beside(f"{FOLDER}/reviews.txt")))
-        shown = of_split(ours, "practice", "validation")
+            return [*of_split(self.real, "practice", "validation"), *self.ours], of_split(self.real, "test")
+        shown = of_split(self.ours, "practice", "validation")
         own = written_reviews(self.base, self.tokenizer, shown, s.own_texts, "{kind} review", longest=80,
                               precision=s.precision)
-        return [*own, *shown], self.real or of_split(ours, "test")
+        return [*own, *shown], self.real or of_split(self.ours, "test")
 
     @cached_property
     def judge(self) -> Judge:
@@ -261,7 +267,10 @@ class Control(Experiment):
                     values = {name: found[name] for name in MEASURES}
                     measures.setdefault(towards, {}).setdefault(where, {})[row] = values
             metrics[f"forgetting{end}"] = self.folder.get(f"{towards}/forgetting")
-        return {"metrics": metrics | {"judge": judge["accuracy"]}, "measures": measures,
+        metrics["judge"] = judge["accuracy"]
+        if "cross_validated" in judge:
+            metrics["judge_cross_validated"] = judge["cross_validated"]
+        return {"metrics": metrics, "measures": measures,
                 "judged": {name: judge[name] for name in ("trained_on", "held_out")},
                 "steers": self.folder.get("steer")}
 
@@ -293,7 +302,9 @@ class Control(Experiment):
 
 def judge_line(record: Record) -> str:
     kind = "real sentences" if record["settings"]["data"] else "reviews of ours"
-    on = ("real sentences" if record["settings"]["data"] and record["settings"]["judge"] != "own"
-          else "texts by the model itself and by us")
+    on = ("real sentences and reviews of ours" if record["settings"]["data"]
+          and record["settings"]["judge"] != "own" else "texts by the model itself and by us")
+    folds = record["metrics"].get("judge_cross_validated")
     return (f"The judge, trained on {record['judged']['trained_on']:.0f} {on}, is right about "
-            f"{pm(record['metrics']['judge'])} % of {record['judged']['held_out']:.0f} {kind} held out.")
+            f"{pm(record['metrics']['judge'])} % of {record['judged']['held_out']:.0f} {kind} held out"
+            + (f"; in five-fold cross-validation over all, {pm(folds)} %." if folds else "."))
