@@ -1,6 +1,7 @@
 """The experiments, each in one file on the frame of run.py."""
 
 from .addition import Addition
+from .control import Control
 from .curves import Curves
 from .explanations import Explanations
 from .facts import Facts
@@ -8,4 +9,4 @@ from .instructions import Instructions
 from .task_ids import TaskIds
 
 TASKS = {"addition": Addition, "instructions": Instructions, "explanations": Explanations,
-         "task_ids": TaskIds, "curves": Curves, "facts": Facts}
+         "task_ids": TaskIds, "curves": Curves, "facts": Facts, "control": Control}

@@ -92,3 +92,21 @@ FACTS = """
   descent's, which has 10 steps on the statement's object with the same optimiser.
 * **Magnitudes** depend on how many continuations a prompt allows, and cannot be compared with the paper's.
 """
+
+CONTROL = """
+* **The model** is a plain language model of 135 million parameters; the teacher's prompt shows it examples
+  of reviews that change their mind, where the paper's instruction sufficed for TK-Instruct. It is chosen from
+  six on validation beginnings. Completions have at most 40 tokens and are sampled at temperature 1.
+* **Both directions**: the paper has good endings of bad beginnings only.
+* **Beginnings** are written by the model after two dozen of ours, about films, books, food and things,
+  instead of IMDB's film reviews; with `--data`, first halves of real sentences are a second test
+  set. A hash of its words puts each into practice, validation or test.
+* **The judge** is naive Bayes on words and pairs of words instead of GPT-3, and sees the completion alone;
+  one without a word that it knows is neither good nor bad. Its form (weight of pairs, smoothing) was chosen
+  by cross-validation on the labelled film sentences of the UCI collection, so that its accuracy there is
+  slightly favoured. Where it is trained on the model's own texts, it may share the model's idea of praise.
+* **Diversity**: the paper has an entropy and a Rouge-L without their definitions; ours are of all completions
+  of a test set together, and depend on their number, which is the same for the three rows.
+* **Forgetting**, which the paper does not measure here, is the KL of the base to the student on texts that
+  the base itself writes after two dozen neutral openings.
+"""

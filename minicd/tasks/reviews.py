@@ -1,0 +1,114 @@
+"""Reviews with labels, 1 good, 0 bad: files, splits, and the model as their author (paper, appendix A.1)."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..runtime.files import atomic_bytes
+from ..sampling import generate
+from ..tokenizer import TextTokenizer
+from .inputs import NearCopies, words
+
+Labelled = list[tuple[str, int]]
+KINDS = ("negative", "positive")  # by label
+FEWEST = 3  # words of a beginning
+# A hash of its words puts a review into a split: near copies are never in two.
+SPLITS = {"test": range(0, 30), "validation": range(30, 45), "practice": range(45, 100)}
+TRIES = 10  # how often the model is asked for what is still missing
+
+
+def split_of(text: str) -> str:
+    bucket = zlib.crc32(" ".join(words(text)).encode()) % 100
+    return next(name for name, buckets in SPLITS.items() if bucket in buckets)
+
+
+def of_split(reviews: Labelled, *splits: str) -> Labelled:
+    return [(text, label) for text, label in reviews if split_of(text) in splits]
+
+
+def read_reviews(path: Path) -> Labelled:
+    """Lines of a review, a tab, and its label. Near copies of earlier ones are left out.
+
+    Raises ValueError, with file and line, for anything else, and where there are no reviews of one label.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")  # splitlines would cut inside of reviews
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8: {error.reason} at byte {error.start}") from None
+    reviews: dict[tuple[str, ...], tuple[str, int]] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        text, tab, label = (part.strip() for part in line.rpartition("\t"))
+        if "\t" not in line or label not in ("0", "1"):
+            raise ValueError(f"{path}, line {number}: after the review there must be a tab and 1 or 0, "
+                             f"not {label[-30:]!r}")
+        if not words(text):
+            raise ValueError(f"{path}, line {number}: the review is empty")
+        reviews.setdefault(words(text), (text, int(label)))
+    for label, kind in enumerate(KINDS):
+        if not any(known == label for _, known in reviews.values()):
+            raise ValueError(f"{path} has no {kind} review, that is, none with the label {label}")
+    return list(reviews.values())
+
+
+def write_reviews(path: Path, reviews: Labelled) -> None:
+    atomic_bytes(path, "".join(f"{text}\t{label}\n" for text, label in reviews).encode())
+
+
+def first_halves(reviews: Labelled) -> Labelled:
+    """The first half of each review's words, of those that are long enough for a beginning."""
+    halves = [(text.split()[: len(text.split()) // 2], label) for text, label in reviews]
+    return [(" ".join(half), label) for half, label in halves if len(half) >= FEWEST]
+
+
+def texts_of(reviews: Labelled, label: int) -> list[str]:
+    return [text for text, known in reviews if known == label]
+
+
+def written_reviews(model: nn.Module, tokenizer: TextTokenizer, examples: Labelled, n: int, what: str,
+                    longest: int, seed: int = 0, shots: int = 6, precision: str | None = None) -> Labelled:
+    """n reviews of each label by the model itself, which must end with the line, after `shots` examples.
+
+    `what` names them in the prompt: "{kind} review". Each has at least FEWEST words, ends by itself within
+    `longest` tokens, and is no near copy of an example or of another.
+    Raises ValueError where the model does not write enough of them.
+    """
+    found: dict[tuple[str, ...], tuple[str, int]] = {}
+    known, rng = NearCopies(text for text, _ in examples), np.random.default_rng((seed, 31))
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
+    for label, kind in enumerate(KINDS):
+        title, shown, enough = what.format(kind=kind).capitalize(), texts_of(examples, label), n * (label + 1)
+        for _ in range(TRIES):
+            asked = max(enough - len(found), n // 4) if len(found) < enough else 0  # some will be of no use
+            prompts = [few_shot_prompt(title, rng.permutation(shown)[:shots]) for _ in range(asked)]
+            for text in finished_lines(model, tokenizer, prompts, longest, generator, precision):
+                if len(found) < enough and len(words(text)) >= FEWEST and text not in known:
+                    found.setdefault(words(text), (text, label))
+        if len(found) < enough:
+            raise ValueError(f"asked for {n} texts after {title!r}, the model wrote only "
+                             f"{len(found) - n * label} different ones that end within {longest} tokens: ask "
+                             "for fewer, or choose another --model")
+    return list(found.values())
+
+
+def few_shot_prompt(title: str, shown: Sequence[str]) -> str:
+    """After it a model writes one more."""
+    return "\n".join([*(f"{title}: {text}" for text in shown), f"{title}:"])
+
+
+def finished_lines(model: nn.Module, tokenizer: TextTokenizer, prompts: list[str], longest: int,
+                   generator: torch.Generator, precision: str | None) -> list[str]:
+    """Completions that ended by themselves, without tabs, which separate labels in files."""
+    if not prompts:
+        return []
+    made, reasons = generate(model, tokenizer.encode_all(prompts), longest, generator=generator, reasons=True,
+                             precision=precision, progress="reviews by the model")
+    texts = [tokenizer.decode(y) for y, why in zip(made, reasons) if why == "eos"]
+    return [text.replace("\t", " ").strip() for text in texts]
