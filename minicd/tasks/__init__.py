@@ -5,6 +5,7 @@ from .curves import Curves
 from .explanations import Explanations
 from .instructions import Instructions
 from .task_ids import TaskIds
+from .transfer import Transfer
 
 TASKS = {"addition": Addition, "instructions": Instructions, "explanations": Explanations,
-         "task_ids": TaskIds, "curves": Curves}
+         "task_ids": TaskIds, "curves": Curves, "transfer": Transfer}
