@@ -18,7 +18,7 @@ from minicd.hf.checkpoint import save
 from minicd.hf.families import read_config
 from minicd.metrics import mcnemar
 from minicd.tasks import transfer, transfer_eval, word_problems
-from minicd.tasks.addition_questions import answer, split_of, test_questions as unseen_questions
+from minicd.tasks.addition_questions import split_of, test_questions as unseen_questions
 from minicd.tasks.folder import RunFolder
 from minicd.tasks.instruction_items import draw_items, load_split
 from minicd.tasks.natural_instructions import Example, Instance, NITask
@@ -107,9 +107,11 @@ def test_every_problem_is_one_sum_of_its_two_numbers():
 
 def test_templates_take_turns_and_no_sum_comes_twice():
     assert len(TEMPLATES["test"]) >= 12 and not set(TEMPLATES["test"]) & set(TEMPLATES["validation"])
-    tests = problems()["test"]
-    first_words = [problem.text.replace(str(problem.a), "A").replace(str(problem.b), "B") for problem in tests]
-    assert len({problem.text for problem in tests}) == len(set(first_words)) == 200
+    for split, some in problems().items():
+        for i, problem in enumerate(some):
+            template = TEMPLATES[split][i % len(TEMPLATES[split])]
+            assert re.fullmatch(re.sub(r"\\{\w+\\}", ".+", re.escape(template)), problem.text)
+    assert len({problem.text for problem in problems()["test"]}) == 200
     sums = [(problem.a, problem.b) for some in problems().values() for problem in some]
     assert len(set(sums)) == len(sums) == 300
 
@@ -336,6 +338,7 @@ def test_the_command_runs_resumes_and_is_examined(program, base, data, tmp_path)
     out = tmp_path / "run"
     words = [*SMALL, "--model", base, "--data", data, "--out", out]
     said = program("train", *words)
+    check_practice(out)
     record = json.loads((out / "record.json").read_text())
     rows = ("base", "before", "after", "alone")
     assert {f"{name}_{row}" for name in ("addition", "rouge", "problems") for row in rows} <= set(record["metrics"])
@@ -359,19 +362,26 @@ def test_the_command_runs_resumes_and_is_examined(program, base, data, tmp_path)
 
 def test_the_student_may_start_from_the_base_as_in_the_paper(program, base, tmp_path):
     """And without --data the instructions are the pocket world's."""
-    said = program("train", *SMALL, "--item-tokens", 1000, "--model", base, "--start", "base", "--out", tmp_path)
+    said = program("train", *SMALL, "--item-tokens", 1000, "--test-instances", 1, "--test-tasks", 2, "--model", base, "--start", "base", "--out", tmp_path)
     record = json.loads((tmp_path / "record.json").read_text())
     assert "The instructions are those of the pocket world, data/instructions" in said
-    assert set(record["by_task"]) == {"before", "after", "alone"} and "task501_has_instrument_yes" in record["by_task"]["before"]
+    assert set(record["by_task"]) == {"before", "after", "alone"} and set(record["by_task"]["before"]) == {
+        "task501_has_instrument_yes", "task502_starts_drink_true"}
     assert "as it came" not in Transfer.table(record) and "the student starts from the base" in Transfer.table(record)
 
 
-def test_practice_answers_are_cut_out_of_the_scratchpad(program, base, data, tmp_path):
-    """f keeps the digits between the marks; the student's prompt has no scratchpad."""
-    program("train", *SMALL, "--model", base, "--data", data, "--out", tmp_path)
-    practised, tokenizer = RunFolder(tmp_path, torch.device("cpu")).get("practice"), byte_tokenizer()
+def test_bad_data_is_one_sentence_before_anything_is_trained(program, base, data, tmp_path):
+    for name, sentence in (("nowhere", "nowhere has no folder 'train'"), ("train", "train has no folder 'train'")):
+        with pytest.raises(SystemExit, match=sentence) as stopped:
+            program("train", *SMALL, "--model", base, "--data", data / name, "--out", tmp_path / name)
+        assert len(str(stopped.value.code).splitlines()) == 1 and not list((tmp_path / name).rglob("*.safetensors"))
+
+
+def check_practice(run: Path) -> None:
+    """f has kept the digits between the marks; the student's prompt has no scratchpad."""
+    practised, tokenizer = RunFolder(run, torch.device("cpu")).get("practice"), byte_tokenizer()
     assert len(practised) >= 2
     for i in range(len(practised)):
         assert tokenizer.decode(practised.answers[i]).isdigit() and practised.answers[i][-1] == tokenizer.eos_id
         assert tokenizer.decode(practised.prompts[i]) == student_prompt(practised.input(i))
-        assert split_of(practised.input(i)) == "practice" and answer(practised.input(i))
+        assert split_of(practised.input(i)) == "practice"

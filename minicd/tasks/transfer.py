@@ -29,7 +29,7 @@ from .report import Record, pm, seeds_of, table
 from .run import Experiment, Stage, one_item
 from .settings import DistillSettings, beside, option
 from .transfer_eval import DATA, EXAMPLES, FORM, TransferEval, best_prompt, problem_prompts
-from .word_problems import Resembling, asked_sums, problems
+from .word_problems import COUNTS, Resembling, asked_sums, problems
 
 MEASURES = {"addition": "direct addition, exact match, %", "rouge": "Natural Instructions, Rouge-L",
             "problems": "word problems, exact match, %"}
@@ -66,6 +66,10 @@ class TransferSettings(DistillSettings):
     max_new_tokens: int = option(64, "longest answer to an instruction", least=1, most=4096, unit="tokens")
     test_questions: int = option(1000, "unseen additions", least=1, most=10**6, unit="questions")
     test_instances: int = option(TEST, "of each test task", least=1, most=TEST, unit="instances")
+    test_tasks: int | None = option(None, "only so many test tasks, the first by name; all unless told "
+                                    "otherwise", least=1, unit="tasks")
+    test_problems: int = option(COUNTS["test"], "word problems; no more choose their prompt", least=1,
+                                most=COUNTS["test"], unit="problems")
     save_every: float = option(300.0, "between checkpoints, from which an interrupted run goes on", least=0,
                                unit="seconds", free=True)
 
@@ -81,11 +85,13 @@ class Transfer(Experiment):
     RECORDS = ("smollm2",)
     QUICK = dict(max_digits=2, train_questions=64, teacher_items=16, teacher_epochs=2, teacher_batch=8,
                  floor=0.0, practice_questions=64, student_items=16, student_epochs=1.0, student_batch=8,
-                 item_tokens=128, max_new_tokens=16, test_questions=16, test_instances=1)
+                 item_tokens=128, max_new_tokens=16, test_questions=16, test_instances=2, test_tasks=3,
+                 test_problems=20)
     PAPER = {"addition_before": 1, "addition_after": 17, "rouge_before": 57, "rouge_after": 58,
              "problems_before": 17, "problems_after": 30, "scratchpad": 97}
 
     def prepare(self) -> None:
+        self.train_tasks, self.test_tasks  # what is wrong with them is said before anything is trained
         if self.settings.data == DATA:
             tqdm.write(f"The instructions are those of the pocket world, {DATA}; for the real ones, name the "
                        "folder tasks of Natural Instructions with --data")
@@ -101,7 +107,7 @@ class Transfer(Experiment):
 
     @cached_property
     def test_tasks(self) -> list[NITask]:
-        return load_split(Path(beside(self.settings.data)), "test")
+        return load_split(Path(beside(self.settings.data)), "test")[: self.settings.test_tasks]
 
     @property
     def rows(self) -> dict[str, str]:
@@ -148,7 +154,7 @@ class Transfer(Experiment):
     def stages(self) -> Iterator[Stage]:
         yield Stage("teacher", self.teacher)
         yield Stage("teacher_validation", self.validation, ("teacher",), lambda accuracy: (
-            f"teacher: {accuracy:.1f} % of 200 validation questions, step by step"))
+            f"teacher: {accuracy:.1f} % of the validation questions, step by step"))
         self.check_teacher()
         yield Stage("practice", self.practise, ("teacher_validation",))
         yield Stage("practice_figures", self.practice_figures, ("practice",), lambda f: f["shown"])
@@ -178,10 +184,10 @@ class Transfer(Experiment):
         return self.step_by_step("validation")
 
     def step_by_step(self, split: str) -> float:
-        """Percent of the test questions, or of 200 of validation, that the teacher solves under T_t."""
-        s = self.settings
+        """Percent of the test questions, or of at most 200 of validation, that the teacher solves under T_t."""
+        s, rng = self.settings, np.random.default_rng((self.seed, 12))
         questions = (test_questions(s.test_questions, s.max_digits) if split == "test" else
-                     self.questions(200, split, np.random.default_rng((self.seed, 12))))
+                     self.questions(min(200, s.test_questions), split, rng))
         return measure.scratchpad_accuracy(self.folder.get("teacher"), self.tokenizer, questions,
                                            self.longest, s.precision, f"{split} of the teacher")
 
@@ -220,7 +226,7 @@ class Transfer(Experiment):
 
     def choose_prompt(self) -> dict[str, float]:
         """Prompt → percent of the validation problems that the student before solves under it."""
-        unseen = problems()["validation"][measure.SHOWN :]
+        unseen = problems()["validation"][measure.SHOWN :][: self.settings.test_problems]
         model = self.model(self.settings.start)
         return {name: measure.percent(measure.solved(model, self.tokenizer, unseen, template,
                                                      self.settings.precision, f"prompt {name}"))
@@ -240,8 +246,9 @@ class Transfer(Experiment):
 
     def word_problems(self, name: str) -> list[int]:
         template = problem_prompts()[best_prompt(self.folder.get("problem_prompt"))]
-        return measure.solved(self.model(name), self.tokenizer, problems()["test"], template,
-                              self.settings.precision, f"problems {name}")
+        some = problems()["test"][: self.settings.test_problems]
+        return measure.solved(self.model(name), self.tokenizer, some, template, self.settings.precision,
+                              f"problems {name}")
 
     def figures(self) -> dict[str, Any]:
         found = {f"{name}-{row}": self.folder.get(f"{name}-{row}") for name in MEASURES for row in self.rows}
