@@ -184,7 +184,7 @@ class Transfer(Experiment):
         return self.step_by_step("validation")
 
     def step_by_step(self, split: str) -> float:
-        """Percent of the test questions, or of at most 200 of validation, that the teacher solves under T_t."""
+        """Percent of the test questions, or of 200 of validation at most, that it solves under T_t."""
         s, rng = self.settings, np.random.default_rng((self.seed, 12))
         questions = (test_questions(s.test_questions, s.max_digits) if split == "test" else
                      self.questions(min(200, s.test_questions), split, rng))
