@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Iterable
+from math import comb
+from typing import Iterable, Sequence
 
 import numpy as np
 
 from .rouge import rouge_l
 from .sql import sql_exact_match
 
-__all__ = ["association", "correlation", "exact_match", "rouge_l", "sql_exact_match"]
+__all__ = ["association", "correlation", "exact_match", "mcnemar", "rouge_l", "sql_exact_match"]
 SHUFFLES = 100_000  # of `correlation`
 
 
@@ -43,3 +44,18 @@ def correlation(points: Iterable[tuple[float, float]], seed: int = 0) -> tuple[f
     shuffled = (rng.permuted(np.tile(y, (1000, 1)), axis=1) @ x for _ in range(SHUFFLES // 1000))
     larger = sum(int((products >= x @ y - 1e-12).sum()) for products in shuffled)
     return float(x @ y) / scale, (larger + 1) / (SHUFFLES + 1)
+
+
+def mcnemar(before: Sequence[float], after: Sequence[float]) -> float:
+    """The exact two-sided p-value of McNemar's test (1947): did items scored twice change by chance alone?
+
+    Only those count that got better or worse; by chance each is as likely, so that the smaller number follows
+    Binomial(better + worse, 1/2). For scores other than 0 and 1 it is the sign test.
+    Raises ValueError where the lists differ in length.
+    """
+    if len(before) != len(after):
+        raise ValueError(f"McNemar's test compares the same items: here are {len(before)} and {len(after)}")
+    better = sum(x < y for x, y in zip(before, after))
+    worse = sum(x > y for x, y in zip(before, after))
+    n = better + worse
+    return min(1.0, 2 * sum(comb(n, k) for k in range(min(better, worse) + 1)) / 2**n)

@@ -7,6 +7,7 @@ from .explanations import Explanations
 from .facts import Facts
 from .instructions import Instructions
 from .task_ids import TaskIds
+from .transfer import Transfer
 
 TASKS = {"addition": Addition, "instructions": Instructions, "explanations": Explanations,
-         "task_ids": TaskIds, "curves": Curves, "facts": Facts, "control": Control}
+         "task_ids": TaskIds, "curves": Curves, "facts": Facts, "control": Control, "transfer": Transfer}

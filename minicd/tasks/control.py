@@ -91,7 +91,7 @@ class Control(Experiment):
     TITLE = "Generation is controlled (appendix A.1, Table 4)"
     DIFFERS = differs.CONTROL
     Settings, Eval, RECORDS = ControlSettings, ControlEval, ("smollm2",)
-    SCALES = {"pocket": {}, "smollm2": {}}
+    SCALES = {"smollm2": {}}
     QUICK = dict(towards="positive", written=40, own_texts=40, practice_inputs=96, epochs=1.0, samples=1,
                  test_beginnings=30)
     PAPER = {"before": 24, "teacher": 94, "after": 96}

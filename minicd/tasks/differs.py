@@ -110,3 +110,22 @@ CONTROL = """
 * **Forgetting**, which the paper does not measure here, is the KL of the base to the student on texts that
   the base itself writes after two dozen neutral openings.
 """
+
+TRANSFER = """
+* **The model** is SmolLM2 with 135 million parameters instead of TK-Instruct with 11 billion. The student
+  starts from the teacher, which has seen instruction items and scratchpads; the paper's starts from the model
+  as it was (`--start base`).
+* **Instruction items**: definition, 2 positive examples and the item's own answer, as in the paper. The
+  teacher has up to 2,000, each once, beside twelve passes over its 499 scratchpads (paper: 4,096 beside 500,
+  32 passes over both); the student up to 2,000 beside 10,000 practice answers, 3 passes (paper: 65,536). Items
+  of more than 256 tokens, of the category Mathematics, and with five words in a row as in a word problem are
+  left out. Without `--data` they are the pocket world's.
+* **Rouge-L** is the mean over the test tasks, with the first 100 instances of each; answers end with their
+  line.
+* **Word problems** are our own: 200 from 15 templates. The first number of an answer counts. Their prompt,
+  with or without two worked problems, is the one under which the student before solves most of 98 other
+  problems from other templates. Operands have equal lengths of one to three digits, as in practice; nobody
+  practises one of their sums, in either order.
+* **Scratchpads** have one line a column; digits have no spaces, since this tokenizer splits them. At
+  inference both prompts have two worked examples of their kind, which were never practised.
+"""

@@ -1,0 +1,305 @@
+"""What additions teach reaches other tasks, and nothing is forgotten (hypothesis 7; paper, section 3.3, B.6).
+
+T_t is a description of addition with two scratchpads, T_s the same description with two direct answers. The
+teacher is tuned on 499 scratchpads and on items of Natural Instructions. Its practice answers are mixed with
+more such items for the student; a second student goes without them. Measured on each model: direct addition,
+Rouge-L on other tasks' instructions, and sums inside word problems, which nobody has practised.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Iterator
+
+import numpy as np
+from torch import nn
+from tqdm import tqdm
+
+from ..distill import Context, practice
+from ..labels import Examples
+from ..metrics import mcnemar
+from . import differs, transfer_eval as measure
+from .addition_questions import draw_questions, final_answer, longest_scratchpad, test_questions
+from .instruction_eval import TEST
+from .instruction_items import draw_items, load_split
+from .natural_instructions import NITask
+from .report import Record, pm, seeds_of, table
+from .run import Experiment, Stage, one_item
+from .settings import DistillSettings, beside, option
+from .transfer_eval import DATA, EXAMPLES, FORM, TransferEval, best_prompt, problem_prompts
+from .word_problems import COUNTS, Resembling, asked_sums, problems
+
+MEASURES = {"addition": "direct addition, exact match, %", "rouge": "Natural Instructions, Rouge-L",
+            "problems": "word problems, exact match, %"}
+COLUMNS = {"base": "as it came", "before": "student before", "after": "**student after**",
+           "alone": "student after, without instruction items"}
+CHUNK = 500  # practice questions at a time: so many are on disk when a run is interrupted
+
+
+@dataclass
+class TransferSettings(DistillSettings):
+    """One seed of the experiment."""
+
+    scale: str = option("smollm2", "smollm2: there is no smaller model that understands word problems")
+    model: str = option("data/smollm2", "folder or hub id of the model to start from")
+    data: str = option(DATA, "folder of Natural-Instructions task files, the pocket's or the real ones")
+    max_digits: int = option(8, "longest operands", least=2, most=18, unit="digits")
+    train_questions: int = option(499, "with scratchpads, for the teacher", least=1, most=10**6,
+                                  unit="questions")
+    teacher_items: int = option(2000, "instruction items, each seen once by the teacher", least=1,
+                                unit="items")
+    teacher_epochs: int = option(12, "passes of the teacher over its scratchpads", least=1, most=10**6)
+    teacher_lr: float = option(3e-4, "learning rate of the teacher", above=0, most=10)
+    teacher_batch: int = option(16, "batch size of the teacher", least=1)
+    floor: float = option(50.0, "least validation accuracy to go on", least=0, most=100, unit="%", free=True)
+    start: str = option("teacher", "what the student starts from: the teacher, or as in the paper the base",
+                        choices=("teacher", "base"))
+    practice_questions: int = option(10_000, "which the teacher answers", least=1, most=10**8,
+                                     unit="questions")
+    student_items: int = option(2000, "instruction items among the student's", least=1, unit="items")
+    student_epochs: float = option(3.0, "passes of the student over both", least=1e-3, most=1e6)
+    student_lr: float = option(5e-4, "learning rate of the student", above=0, most=10)
+    student_batch: int = option(32, "batch size of the student", least=1)
+    item_tokens: int = option(256, "longest instruction item, with its answer", least=1, unit="tokens")
+    max_new_tokens: int = option(64, "longest answer to an instruction", least=1, most=4096, unit="tokens")
+    test_questions: int = option(1000, "unseen additions", least=1, most=10**6, unit="questions")
+    test_instances: int = option(TEST, "of each test task", least=1, most=TEST, unit="instances")
+    test_tasks: int | None = option(None, "only so many test tasks, the first by name; all unless told "
+                                    "otherwise", least=1, unit="tasks")
+    test_problems: int = option(COUNTS["test"], "word problems; no more choose their prompt", least=1,
+                                most=COUNTS["test"], unit="problems")
+    save_every: float = option(300.0, "between checkpoints, from which an interrupted run goes on", least=0,
+                               unit="seconds", free=True)
+
+
+class Transfer(Experiment):
+    """Three measures of four models."""
+
+    TITLE = "Distilled addition transfers, and nothing is forgotten (hypothesis 7)"
+    DIFFERS = differs.TRANSFER
+    Settings, Eval = TransferSettings, TransferEval
+    ask, examine = staticmethod(measure.ask), staticmethod(measure.examine)
+    SCALES = {"smollm2": {}}
+    RECORDS = ("smollm2",)
+    QUICK = dict(max_digits=2, train_questions=64, teacher_items=16, teacher_epochs=2, teacher_batch=8,
+                 floor=0.0, practice_questions=64, student_items=16, student_epochs=1.0, student_batch=8,
+                 item_tokens=128, max_new_tokens=16, test_questions=16, test_instances=2, test_tasks=3,
+                 test_problems=20)
+    PAPER = {"addition_before": 1, "addition_after": 17, "rouge_before": 57, "rouge_after": 58,
+             "problems_before": 17, "problems_after": 30, "scratchpad": 97}
+
+    def prepare(self) -> None:
+        self.train_tasks, self.test_tasks  # what is wrong with them is said before anything is trained
+        if self.settings.data == DATA:
+            tqdm.write(f"The instructions are those of the pocket world, {DATA}; for the real ones, name the "
+                       "folder tasks of Natural Instructions with --data")
+
+    def files(self) -> list[Path]:
+        folders, data = {"train": self.train_tasks, "test": self.test_tasks}, Path(beside(self.settings.data))
+        return [(data / split if (data / split).is_dir() else data) / f"{task.name}.json"
+                for split, tasks in folders.items() for task in tasks]
+
+    @cached_property
+    def train_tasks(self) -> list[NITask]:
+        return load_split(Path(beside(self.settings.data)), "train")
+
+    @cached_property
+    def test_tasks(self) -> list[NITask]:
+        return load_split(Path(beside(self.settings.data)), "test")[: self.settings.test_tasks]
+
+    @property
+    def rows(self) -> dict[str, str]:
+        """Column of the table → the model it is about."""
+        base = {"base": "base"} if self.settings.start != "base" else {}
+        return base | {"before": self.settings.start, "after": "student", "alone": "student_alone"}
+
+    def model(self, name: str) -> nn.Module:
+        return self.base if name == "base" else self.folder.get(name)
+
+    # --- what is trained on ---
+
+    def questions(self, n: int, split: str, rng: np.random.Generator, unique: bool = False) -> list[str]:
+        """n questions of a split, without the sums of the word problems and the examples of the prompts."""
+        left_out, found = asked_sums() | set(EXAMPLES), []
+        while len(found) < n:
+            drawn = draw_questions(n, self.settings.max_digits, split, rng, unique)
+            found += [q for q in drawn if q not in left_out]
+            found = list(dict.fromkeys(found)) if unique else found
+        return found[:n]
+
+    @cached_property
+    def context(self) -> Context:
+        return Context(lambda n, rng: self.questions(n, "practice", rng), measure.teacher_prompt,
+                       measure.student_prompt, final_answer(self.tokenizer))
+
+    @cached_property
+    def longest(self) -> int:
+        return longest_scratchpad(self.tokenizer, "lines", self.settings.max_digits) + 4
+
+    def items(self, n: int, number: int) -> Examples:
+        """Instruction items with their own answers; `number` tells the teacher's from the student's."""
+        rng = np.random.default_rng((self.seed, 11, number))
+        return draw_items(self.train_tasks, n, self.tokenizer, self.settings.item_tokens, Resembling(), rng)
+
+    def scratchpads(self) -> Examples:
+        s = self.settings
+        questions = self.questions(s.train_questions, "train", np.random.default_rng(self.seed), unique=True)
+        return Examples.hard(self.tokenizer.encode_all(list(map(measure.teacher_prompt, questions))),
+                             self.tokenizer.encode_answers(list(map(FORM.scratchpad, questions))))
+
+    # --- the stages ---
+
+    def stages(self) -> Iterator[Stage]:
+        yield Stage("teacher", self.teacher)
+        yield Stage("teacher_validation", self.validation, ("teacher",), lambda accuracy: (
+            f"teacher: {accuracy:.1f} % of the validation questions, step by step"))
+        self.check_teacher()
+        yield Stage("practice", self.practise, ("teacher_validation",))
+        yield Stage("practice_figures", self.practice_figures, ("practice",), lambda f: f["shown"])
+        yield Stage("student", partial(self.student, "student"), ("practice",))
+        yield Stage("student_alone", partial(self.student, "student_alone"), ("practice",))
+        yield Stage("problem_prompt", self.choose_prompt, self.needs(self.settings.start), lambda accuracy: (
+            f"word problems are asked under the prompt {best_prompt(accuracy)}: {accuracy}"))
+        yield Stage("scratchpad", partial(self.step_by_step, "test"), ("teacher_validation",))
+        for row, name in self.rows.items():
+            yield Stage(f"addition-{row}", partial(self.addition, name), self.needs(name))
+            yield Stage(f"rouge-{row}", partial(self.rouge, name), self.needs(name))
+            yield Stage(f"problems-{row}", partial(self.word_problems, name),
+                        (*self.needs(name), "problem_prompt"))
+
+    @staticmethod
+    def needs(model: str) -> tuple[str, ...]:
+        return () if model == "base" else (model,)
+
+    def teacher(self) -> nn.Module:
+        """The base, tuned on every scratchpad `teacher_epochs` times and on every instruction item once."""
+        s = self.settings
+        examples = Examples.join([self.scratchpads()] * s.teacher_epochs + [self.items(s.teacher_items, 0)])
+        settings = s.fit_settings(lr=s.teacher_lr, batch_size=s.teacher_batch, loss="hard")
+        return self.fit_copy(self.base, examples, settings, 1.0, "teacher")
+
+    def validation(self) -> float:
+        return self.step_by_step("validation")
+
+    def step_by_step(self, split: str) -> float:
+        """Percent of the test questions, or of 200 of validation at most, that it solves under T_t."""
+        s, rng = self.settings, np.random.default_rng((self.seed, 12))
+        questions = (test_questions(s.test_questions, s.max_digits) if split == "test" else
+                     self.questions(min(200, s.test_questions), split, rng))
+        return measure.scratchpad_accuracy(self.folder.get("teacher"), self.tokenizer, questions,
+                                           self.longest, s.precision, f"{split} of the teacher")
+
+    def check_teacher(self) -> None:
+        """Raises ValueError for a teacher that is not worth distilling."""
+        known, floor = self.folder.file("teacher_validation"), self.settings.floor
+        if known and (accuracy := self.folder.get("teacher_validation")) < floor:
+            raise ValueError(f"the teacher solves {accuracy:.1f} % of the validation questions, below the "
+                             f"floor of {floor} %: train it longer (--teacher-epochs), or lower --floor")
+
+    def practise(self) -> Examples:
+        s = self.settings
+        settings = replace(s.practice_settings(self.longest), chunk=CHUNK)
+        return practice(self.folder.get("teacher"), self.tokenizer, self.context, s.practice_questions,
+                        settings, seed=self.seed, folder=self.folder.path / "practice.parts")
+
+    def practice_figures(self) -> dict[str, Any]:
+        """How much the student practises, and percent of the teacher's answers that are true."""
+        practised, s = self.folder.get("practice"), self.settings
+        true = measure.percent([self.tokenizer.decode(practised.answers[i]) == FORM.answer(practised.input(i))
+                                for i in range(len(practised))])
+        items = len(self.items(s.student_items, 1))
+        item = one_item(self.context, self.tokenizer, self.folder.get("teacher"),
+                        s.practice_settings(self.longest), self.seed)
+        return {"practised": len(practised), "practice_true": true, "items": items, "shown": (
+            f"{item}\npractice set: {len(practised)} of {s.practice_questions} questions have an answer, "
+            f"{true:.2f} % of the answers are true; {items} instruction items beside them\n")}
+
+    def student(self, stage: str) -> nn.Module:
+        """Fitted to the practice set, with instruction items among it, or alone."""
+        s, examples = self.settings, self.folder.get("practice")
+        if stage == "student":
+            examples = Examples.join([examples, self.items(s.student_items, 1)])
+        settings = s.fit_settings(lr=s.student_lr, batch_size=s.student_batch)
+        return self.fit_copy(self.model(s.start), examples, settings, s.student_epochs, stage)
+
+    def choose_prompt(self) -> dict[str, float]:
+        """Prompt → percent of the validation problems that the student before solves under it."""
+        unseen = problems()["validation"][measure.SHOWN :][: self.settings.test_problems]
+        model = self.model(self.settings.start)
+        return {name: measure.percent(measure.solved(model, self.tokenizer, unseen, template,
+                                                     self.settings.precision, f"prompt {name}"))
+                for name, template in problem_prompts().items()}
+
+    # --- the measures ---
+
+    def addition(self, name: str) -> float:
+        questions = test_questions(self.settings.test_questions, self.settings.max_digits)
+        return measure.direct_accuracy(self.model(name), self.tokenizer, questions, self.settings.precision,
+                                       f"addition {name}")
+
+    def rouge(self, name: str) -> dict[str, float]:
+        s = self.settings
+        return measure.rouge_by_task(self.model(name), self.tokenizer, self.test_tasks, s.test_instances,
+                                     s.max_new_tokens, s.precision, f"{name} on")
+
+    def word_problems(self, name: str) -> list[int]:
+        template = problem_prompts()[best_prompt(self.folder.get("problem_prompt"))]
+        some = problems()["test"][: self.settings.test_problems]
+        return measure.solved(self.model(name), self.tokenizer, some, template, self.settings.precision,
+                              f"problems {name}")
+
+    def figures(self) -> dict[str, Any]:
+        found = {f"{name}-{row}": self.folder.get(f"{name}-{row}") for name in MEASURES for row in self.rows}
+        by_task = {row: found[f"rouge-{row}"] for row in self.rows}
+        right = {row: found[f"problems-{row}"] for row in self.rows}
+        practised = self.folder.get("practice_figures")
+        metrics = {f"addition_{row}": found[f"addition-{row}"] for row in self.rows}
+        metrics |= {f"rouge_{row}": float(np.mean(list(tasks.values()))) for row, tasks in by_task.items()}
+        metrics |= {f"problems_{row}": measure.percent(points) for row, points in right.items()}
+        metrics |= {"scratchpad": self.folder.get("scratchpad")}
+        metrics |= {name: practised[name] for name in ("practice_true", "practised", "items")}
+        return {"metrics": metrics, "by_task": by_task, "right": right,
+                "prompts": self.folder.get("problem_prompt")}
+
+    @classmethod
+    def complete(cls, record: Record) -> Record:
+        """The p-value of McNemar's test on the word problems; of several seeds, on each problem's mean."""
+        right = record["right"]
+        p = {row: mcnemar(right["before"], right[row]) for row in ("after", "alone")}
+        return {**record, "p_value": p}
+
+    # --- how it is shown ---
+
+    @classmethod
+    def table(cls, record: Record) -> str:
+        """The three measures beside the paper's, then Rouge-L task by task."""
+        metrics, paper = record["metrics"], record["paper"]
+        rows = [row for row in COLUMNS if row in record["by_task"]]
+        means = [[title, *(pm(metrics[f"{name}_{row}"]) for row in rows),
+                  *(paper[f"{name}_{row}"] for row in ("before", "after"))]
+                 for name, title in MEASURES.items()]
+        each = [[task, *(f"{record['by_task'][row][task]:.1f}" for row in rows)]
+                for task in record["by_task"]["before"]]
+        asked = ", ".join(f"{name} {accuracy:.1f}" for name, accuracy in record["prompts"].items())
+        p = {row: f"{value:.2g}" for row, value in record["p_value"].items()}
+        return "\n\n".join([
+            f"{seeds_of(record)}; the student starts from the {record['settings']['start']}",
+            table(["", *(COLUMNS[row] for row in rows), "paper, before", "paper, after"], means),
+            f"Step by step the teacher solves {pm(metrics['scratchpad'])} % (paper: {paper['scratchpad']}); "
+            f"of its {pm(metrics['practised'], 0)} practice answers {pm(metrics['practice_true'])} % are "
+            f"true, and {pm(metrics['items'], 0)} instruction items stand beside them. On "
+            f"{len(record['right']['after'])} word problems the change has p = {p['after']}, without "
+            f"instruction items p = {p['alone']} (McNemar's exact test). Their prompt was chosen on other "
+            f"problems, where the student before solved, in %: {asked}.",
+            table(["Rouge-L", *(COLUMNS[row].strip("*") for row in rows)], each)])
+
+    @classmethod
+    def headline(cls, record: Record) -> str:
+        """Each measure from before to after."""
+        found = record["metrics"]
+        addition, rouge, solved = (" → ".join(pm(found[f"{name}_{row}"]) for row in ("before", "after"))
+                                   for name in MEASURES)
+        return (f"direct addition {addition} % (paper: 1 → 17), Rouge-L on instructions {rouge} (57 → 58), "
+                f"word problems {solved} % (17 → 30), p = {record['p_value']['after']:.2g}")
