@@ -181,9 +181,16 @@ def fill_regions(text: str, regions: dict[str, str]) -> str:
 def records_for(kind: Any, paths: list[Path]) -> list[Record]:
     """The records that are there. Raises ValueError where README could not show one of them."""
     def checked(record: Record) -> Record:
-        kind.front([record])
+        kind.front([record]), kind.headline(record)
         return record
     return [shown_record(path, checked) for path in paths if path.exists()]
+
+
+def bullet(name: str, kind: Any, record: Record) -> str:
+    """A record in a line of README, where its experiment has one."""
+    line, scale = kind.headline(record), record["scale"]
+    how = "" if scale == next(iter(kind.SCALES)) else f" --scale {scale}"
+    return f"* **{kind.TITLE}**, `python train.py --task {name}{how}`: {line}" if line else ""
 
 
 def rebuild(root: Path, tasks: dict[str, Any], bench: dict[str, tuple[str, Callable[[Record], str]]]) -> None:
@@ -197,8 +204,6 @@ def rebuild(root: Path, tasks: dict[str, Any], bench: dict[str, tuple[str, Calla
     for name, kind in tasks.items():
         records = records_for(kind, [results / f"{name}-{scale}.json" for scale in kind.RECORDS])
         regions[name] = kind.front(records) if records else ""
-        if not regions[name] and (path := results / f"{name}-pocket.json").exists():
-            line = shown_record(path, kind.headline)
-            bullets.append(f"* **{kind.TITLE}**, `python train.py --task {name}`: {line}")
+        bullets += [] if regions[name] else filter(None, (bullet(name, kind, record) for record in records))
     regions["others"] = "\n".join(bullets)
     atomic_bytes(readme, fill_regions(readme.read_text(encoding="utf-8"), regions).encode())
