@@ -4,7 +4,8 @@ from .addition import Addition
 from .curves import Curves
 from .explanations import Explanations
 from .instructions import Instructions
+from .own import Own
 from .task_ids import TaskIds
 
 TASKS = {"addition": Addition, "instructions": Instructions, "explanations": Explanations,
-         "task_ids": TaskIds, "curves": Curves}
+         "task_ids": TaskIds, "curves": Curves, "own": Own}

@@ -316,8 +316,7 @@ class Span:
             return len(commonprefix([self.tokenizer.decode(completion[:n]), text]))
         counts = range(len(completion) + 1)
         first, last = bisect_left(counts, start, key=ends), bisect_left(counts, end, key=ends)
-        first -= ends(first) > start
-        first += not text[start : ends(first + 1)].strip()
-        last -= not text[ends(last - 1) : end].strip()
+        first -= bool(text[start : ends(first)].strip())  # the token before holds some of the answer, too
+        last -= ends(last) > end and not text[ends(last - 1) : end].strip()
         self.pieces += bool(text[ends(first) : start].strip() or text[end : ends(last)].strip())
         return slice(first, last)
