@@ -487,7 +487,7 @@ def test_a_folder_that_cannot_be_written(base, tmp_path, refused):
     (["--task", "adition"], "there is no task 'adition'; did you mean addition?; tasks: addition"),
     (["--task=pockett"], "there is no task 'pockett'; did you mean pocket?"),
     (["--task", "sorting"], "there is no task 'sorting'"),
-    ([], "--task is missing; tasks: addition, instructions, explanations, task_ids, curves, pocket"),
+    ([], "--task is missing; tasks: addition, instructions, explanations, task_ids, curves, own, pocket"),
     (["--task"], "argument --task: expected one argument"),
     (["--taks", "addition"], "unknown argument --taks; did you mean --task?"),
     (["--task", "addition", "--techer-epochs", "3"], "unknown argument --techer-epochs; did you mean --teacher-epochs?"),
@@ -549,7 +549,7 @@ def test_help_lists_the_settings(cli, capsys):
         assert flag in said
     with pytest.raises(SystemExit):
         cli("train", "--help")
-    assert "addition, instructions, explanations, task_ids, curves, pocket" in " ".join(capsys.readouterr().out.split())
+    assert "addition, instructions, explanations, task_ids, curves, own, pocket" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_checkpoint_is_evaluated(finished, cli, capsys):

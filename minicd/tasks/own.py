@@ -42,8 +42,8 @@ class OwnSettings(DistillSettings):
     model: str = option("", "folder or hub id of the model to start from; the one that the contexts file names")
     practice_inputs: int = option(2048, "for each context", least=1, unit="inputs")
     epochs: float = option(3.0, "passes over the practice set", least=1e-3, most=1e6)
-    lr: float = option(0.0, "learning rate; 0: 1e-3 for models of up to 10 million parameters, else 1e-4", least=0,
-                       most=10)
+    lr: float | None = option(None, "learning rate; unless given, 1e-3 for models of up to 10 million parameters, "
+                              "else 1e-4", above=0, most=10)
     batch_size: int = option(32, "batch size", least=1)
     chunk: int = option(512, "practised at a time: fewer need less memory, and are on disk sooner", least=1,
                         unit="inputs")
@@ -87,8 +87,8 @@ class Own(Experiment):
 
     def prepare(self) -> None:
         """Say what would surprise. Raises ValueError where the file is not as it was when the run began."""
-        old = self.folder.file("inputs")
-        if old and read_json(old).get("checksum") != file_checksum(self.file.path):
+        checksum = file_checksum(self.file.path)
+        if self.folder.file("inputs") and self.folder.get("inputs")["checksum"] != checksum:
             raise ValueError(f"{self.file.path} is not as it was when this run began; choose another folder with --out")
         for name, named in self.file.contexts.items():
             n = len(distinct(named.source.texts))
