@@ -43,7 +43,8 @@ class TextTokenizer:
         added = [not isinstance(text, Rendered) for text in texts]
         if len(set(added)) > 1:
             return [self.encode(text) for text in texts]
-        return [self.prompt_ids(encoding) for encoding in self.encodings(texts, add_special_tokens=all(added))]
+        encodings = self.encodings(texts, add_special_tokens=all(added))
+        return [self.prompt_ids(encoding) for encoding in encodings]
 
     def encodings(self, texts: Sequence[str], **how) -> list[Encoding]:
         """The backend's. Raises ValueError for far too many tokens, as of a malicious normaliser."""

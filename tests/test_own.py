@@ -116,7 +116,7 @@ def test_divergence_along_the_teachers_answers_is_the_plain_sum():
         for t in range(*(answer.kept.indices(len(answer.completion)) if answer else (0, 0, 1))):
             p = sum(base(torch.tensor([WORDS.encode(f(x))]), y)[0, t].softmax(-1) for f in context.teachers) / 2
             q = model(torch.tensor([WORDS.encode(x)]), y[:, answer.kept])[0, t - answer.kept.start].softmax(-1)
-            sums.append(float((p * (p / q).log()).sum()))
+            sums.append((p * (p / q).log()).sum().item())
             same, n = same + int(p.argmax() == q.argmax()), n + 1
     assert found["kl"][0] == pytest.approx(1000 * sum(sums) / n, rel=1e-3)
     assert found["agreement"][0] == pytest.approx(100 * same / n)
@@ -176,6 +176,20 @@ def test_there_are_three_worked_files():
         for named in read_contexts(file).contexts.values():
             prompts = [named.teachers[0].replace("{input}", named.source.texts[0]), *named.source.texts[:50]]
             assert not [word for prompt in prompts for word in tokenizer.unknown_words(prompt)]
+
+
+def test_one_can_talk_to_a_model(run, tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr("builtins.input", lambda prompt: lines.pop(0) if lines else "")
+    how = ["--model", ROOT / "data" / "pocket", "--device", "cpu", "--precision", "fp32", "--chat"]
+    lines += ["copy : a b c", "reverse : a b c"]
+    assert run("eval", *how).splitlines()[1:3] == ["a b c", "c b a"]
+    lines += ["a b c"]
+    file = contexts(tmp_path, student='"copy : {input}"')
+    assert run("eval", *how, "--contexts", file).splitlines()[1] == "a b c"
+    lines += ["a b c"]
+    assert run("eval", *how, "--contexts", file, "--teacher").splitlines()[1] == "c b a"
+    assert "--context your: " in run("eval", *how, "--contexts", file, "--context", "your")
 
 
 # --- refusals ---

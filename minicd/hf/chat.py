@@ -1,7 +1,7 @@
-"""Chat templates: messages → the text that a chat model was trained on, as Hugging Face transformers makes it.
+"""Chat templates: messages → the text that a chat model was trained on, as transformers makes it.
 
-A template is a small program in Jinja that comes with the tokenizer, maybe from a stranger: it runs in a sandbox,
-where it can change nothing and reach no files.
+A template is a small program in Jinja that comes with the tokenizer, maybe from a stranger: it runs in a
+sandbox, where it can change nothing and reach no files.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from .checkpoint import resolve
 
 TODAY = datetime(2024, 7, 26)  # of `strftime_now`: Llama's templates name this day where they know no other
 ROLES = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\b(system|user|human|instruction)\b", re.IGNORECASE)
-QUESTIONS, ANSWER = ("QUESTIONONE", "QUESTIONTWO"), "ANSWERONE"  # words of `adds_system`, which no template has
+QUESTIONS, ANSWER = ("QUESTIONONE", "QUESTIONTWO"), "ANSWERONE"  # of `added_system`: no template has them
 Messages = Sequence[dict[str, Any]]
 
 
-def render(template: str, messages: Messages, *, add_generation_prompt: bool = True, bos_token: str | None = None,
-           eos_token: str | None = None, **more: Any) -> str:
+def render(template: str, messages: Messages, *, add_generation_prompt: bool = True,
+           bos_token: str | None = None, eos_token: str | None = None, **more: Any) -> str:
     """Messages (dictionaries with role and content) → a prompt, exactly as transformers renders it.
 
     `more`: further variables, such as tools, documents, enable_thinking. None for a token: there is none. For
@@ -76,7 +76,8 @@ class Generation(Extension):
 def to_json(value: Any, ensure_ascii: bool = False, indent: int | str | None = None,
             separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:
     """The filter tojson: Jinja's own would escape < and > for web pages."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
+                      sort_keys=sort_keys)
 
 
 def refuse(message: str) -> None:
@@ -90,8 +91,8 @@ def refuse(message: str) -> None:
 def chat_template(folder: str | Path, name: str = "default") -> str | None:
     """The chat template of a model's folder or hub id; None where it has none.
 
-    It stands in chat_template.jinja (others beside it in additional_chat_templates), or under chat_template in
-    tokenizer_config.json or chat_template.json, as a text or as a list of variants with a name each.
+    It stands in chat_template.jinja (others beside it in additional_chat_templates), or under chat_template
+    in tokenizer_config.json or chat_template.json, as a text or as a list of variants with a name each.
     Raises ValueError where there are variants, but none of this name, or a file is damaged.
     """
     found = templates(resolve(folder))
@@ -101,7 +102,7 @@ def chat_template(folder: str | Path, name: str = "default") -> str | None:
 
 
 def templates(folder: Path) -> dict[str, str]:
-    """All of a folder's by name. Files of their own count more than what stands in JSON, as in transformers."""
+    """All of a folder's by name. Files of their own come before what stands in JSON, as in transformers."""
     main = folder / "chat_template.jinja"
     files = {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
     files |= {"default": main} if main.exists() else {}
@@ -118,7 +119,8 @@ def variants(found: Any, path: Path) -> dict[str, str]:
     if isinstance(found, list) and all(isinstance(entry, dict) for entry in found):
         found = {entry.get("name"): entry.get("template") for entry in found}
     found = {"default": found} if isinstance(found, str) else found
-    if not isinstance(found, dict) or not all(isinstance(part, str) for pair in found.items() for part in pair):
+    if not isinstance(found, dict) or not all(isinstance(part, str) for pair in found.items()
+                                              for part in pair):
         raise ValueError(f"{path}: chat_template must be a text, or a list of named texts")
     return found
 
@@ -162,11 +164,11 @@ class Chat:
 
     def prompt(self, messages: Messages, **more: Any) -> Rendered:
         """The messages as a prompt that ends where the model's answer begins."""
-        return Rendered(render(self.template, messages, add_generation_prompt=True, **{**self.tokens, **more}))
+        return Rendered(render(self.template, messages, **{**self.tokens, **more}))
 
 
 def bare_adds_system(template: str, **more: Any) -> bool:
-    """Whether the template writes a system prompt of its own where the messages have none, as Qwen2.5's does."""
+    """Whether the template writes a system prompt where the messages have none, as Qwen2.5's does."""
     return bool(added_system(template, **more))
 
 

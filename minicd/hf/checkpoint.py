@@ -21,7 +21,8 @@ from .families import (HARMLESS, Config, build, copies, depth, eos_ids, family, 
                        part_sizes, read_config, write_config)
 from ..decoder import DecoderConfig
 from ..runtime.device import find_device
-from ..runtime.files import atomic_bytes, atomic_json, atomic_safetensors, open_safetensors, read_checksums, read_json
+from ..runtime.files import (atomic_bytes, atomic_json, atomic_safetensors, open_safetensors, read_checksums,
+                             read_json)
 from ..t5 import KEEP_FP32, T5Config
 from ..tokenizer import TextTokenizer
 from .tokenizers import read_backend, read_eos
@@ -101,9 +102,9 @@ def resolve(folder: str | Path) -> Path:
 
 
 def carried(folder: Path) -> list[Path]:
-    """The files that a saved folder has, too: how to chat, how to sample. None is needed to load the model."""
-    names = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.json",
-             "*.jinja", "additional_chat_templates/*.jinja")
+    """What a saved folder gets, too: how to chat, how to sample. None of it is needed to load a model."""
+    names = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
+             "chat_template.json", "*.jinja", "additional_chat_templates/*.jinja")
     return [path for name in names for path in sorted(folder.glob(name)) if path.is_file()]
 
 
@@ -353,9 +354,10 @@ def save(model: nn.Module, tokenizer: TextTokenizer, folder: str | Path) -> None
 
 
 def loaded_config(tokenizer: TextTokenizer) -> dict[str, Any]:
-    """The tokenizer_config.json that was loaded, without code that stays behind; empty where there was none."""
+    """The tokenizer_config.json that was loaded, without code, which stays behind; else empty."""
     try:
         config = json.loads(tokenizer.files.get("tokenizer_config.json", b"{}"))
     except (ValueError, RecursionError):  # it is not needed to load, so nothing has complained yet
         return {}
-    return {key: value for key, value in config.items() if key != "auto_map"} if isinstance(config, dict) else {}
+    known = config if isinstance(config, dict) else {}
+    return {key: value for key, value in known.items() if key != "auto_map"}

@@ -7,13 +7,14 @@
     [contexts.support]
     teacher = "You are … Question: {input}"    # T_t; or messages [{role = "system", content = "…"}, …]
     student = "{input}"                        # T_s; `teachers = […]` instead of teacher is an ensemble
-    inputs = "questions.txt"                   # D; or {file = "x.jsonl", field = "question", reference = "answer"},
-                                               # a list of texts, or {examples = ["…"], write = 200}: by the model
+    inputs = "questions.txt"                   # D; or a list of texts,
+                                               # {file = "x.jsonl", field = "question", reference = "answer"},
+                                               # {examples = ["…"], write = 200}: the model writes more
     answer = {after = "Answer:"}               # f; or "everything" (default), {between = ["<a>", "</a>"]},
                                                # {pattern = "a regular expression with a (group)"}
 
-`unrelated`, inputs too, are prompts on which nothing should change; `template` holds further variables of the chat
-template, the same for teacher and student. Relative paths start at the file.
+`unrelated`, inputs too, are prompts on which nothing should change; `template` holds further variables of the
+chat template, the same for teacher and student. Relative paths start at the file.
 """
 
 from __future__ import annotations
@@ -51,8 +52,11 @@ class Place:
         dot = "" if isinstance(key, int) or not self.key else "."
         return Place(self.path, self.key + dot + (f"[{key}]" if isinstance(key, int) else key))
 
+    def __str__(self) -> str:
+        return f"{self.path}{': ' * bool(self.key)}{self.key}"
+
     def wrong(self, problem: str) -> NoReturn:
-        raise ValueError(f"{self.path}: {self.key}{': ' * bool(self.key)}{problem}")
+        raise ValueError(f"{self}: {problem}")
 
     def table(self, value: Any, known: Iterable[str]) -> dict[str, Any]:
         """Raises ValueError where the value is no table, or has a key that is not known."""
@@ -97,15 +101,16 @@ class Named:
     def context(self, inputs: Inputs, tokenizer: TextTokenizer, chat: Chat | None,
                 variables: dict[str, Any]) -> Context:
         """Raises ValueError for messages where the model has no chat template."""
-        *teachers, student = [self.template(prompt, chat, variables) for prompt in (*self.teachers, self.student)]
+        prompts = (*self.teachers, self.student)
+        *teachers, student = [self.template(prompt, chat, variables) for prompt in prompts]
         return Context(inputs, teachers, student, self.extractor(tokenizer))
 
     def template(self, prompt: Prompt, chat: Chat | None, variables: dict[str, Any]) -> Template:
         if isinstance(prompt, str):
             return lambda x: prompt.replace(HOLE, x)
         if chat is None:
-            self.place.wrong("it has chat messages, but the model's folder has no chat template; write its prompts "
-                             "as texts")
+            self.place.wrong("it has chat messages, but the model's folder has no chat template; write its "
+                             "prompts as texts")
 
         def rendered(x: str) -> str:
             filled = [{**message, "content": message["content"].replace(HOLE, x)} for message in prompt]
@@ -146,8 +151,9 @@ def read_contexts(path: str | Path) -> ContextsFile:
     model, variables = raw.get("model"), raw.get("template", {})
     if not isinstance(variables, dict):
         (top / "template").wrong("it must be a table of variables")
-    return ContextsFile(path, named, read_rounds(top / "rounds", raw.get("rounds", [list(named)]), named), recursive,
-                        (top / "model").text(model) if model is not None else "", unrelated.texts, variables)
+    rounds = read_rounds(top / "rounds", raw.get("rounds", [list(named)]), named)
+    model = "" if model is None else (top / "model").text(model)
+    return ContextsFile(path, named, rounds, recursive, model, unrelated.texts, variables)
 
 
 def parse(path: Path) -> Any:
@@ -297,8 +303,8 @@ def read_answer(place: Place, raw: Any) -> Callable[[TextTokenizer], Extractor]:
 class Span:
     """f: the tokens of the first match's first group; None where there is none, or nothing visible in it.
 
-    Where a border of the group falls inside a token, the token is kept if something visible of the answer is in
-    it, else dropped: nothing of the answer is lost, and of the markers the student learns at most a piece.
+    Where a border of the group falls inside a token, the token is kept if something visible of the answer is
+    in it, else dropped: nothing of the answer is lost, and of the markers the student learns at most a piece.
     `pieces` counts the completions with a visible piece.
     """
 
@@ -312,7 +318,7 @@ class Span:
         if not text[start:end].strip():
             return None
 
-        def ends(n: int) -> int:  # where in the text the first n tokens end; half a character is not there yet
+        def ends(n: int) -> int:  # where the text of n tokens ends; half a character is not there yet
             return len(commonprefix([self.tokenizer.decode(completion[:n]), text]))
         counts = range(len(completion) + 1)
         first, last = bisect_left(counts, start, key=ends), bisect_left(counts, end, key=ends)

@@ -1,8 +1,8 @@
-"""Your own prompt into your own model: the contexts of a file (contexts_file.py) are practised, distilled, measured.
+"""Your own prompt into your own model: the contexts of a file are practised, distilled and measured.
 
-A tenth of each context's inputs, at least 50, is never practised. On these the model answers greedily under the
-teacher's prompt, and the student is measured along these answers, before and after; on unrelated prompts, how far
-it moved away from the model that it was. Intervals are of 95 %, over the inputs.
+contexts_file.py says what a file holds. A tenth of each context's inputs, at least 50, is never practised.
+On these the model answers greedily under the teacher's prompt, and the student is measured along these answers,
+before and after; on unrelated prompts, how far it moved away from the model that it was.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from typing import Any, Iterator
 from torch import nn
 from tqdm import tqdm
 
-from ..distill import Context, NoAnswers
+from ..distill import Context, NoAnswers, Template
 from ..hf.chat import Chat, bare_adds_system
 from ..hf.checkpoint import load
 from ..rounds import RoundSettings, rounds
 from ..runtime.files import file_checksum, read_checked, read_json
+from ..runtime.progress import printable
+from ..sampling import generate
 from ..tokenizer import TextTokenizer
 from . import own_measures as measures
 from .contexts_file import ContextsFile, Named, read_contexts
-from .inputs import pool
+from .inputs import pool, tell_unknown_words
 from .report import Record, seeds_of
 from .run import Experiment, Stage, one_item
 from .settings import DistillSettings, EvalSettings, beside, option
@@ -39,11 +41,11 @@ class OwnSettings(DistillSettings):
     """One seed of the experiment."""
 
     contexts: str = option("", CONTEXTS)
-    model: str = option("", "folder or hub id of the model to start from; the one that the contexts file names")
+    model: str = option("", "folder or hub id of the model to start from; else what the contexts file names")
     practice_inputs: int = option(2048, "for each context", least=1, unit="inputs")
     epochs: float = option(3.0, "passes over the practice set", least=1e-3, most=1e6)
-    lr: float | None = option(None, "learning rate; unless given, 1e-3 for models of up to 10 million parameters, "
-                              "else 1e-4", above=0, most=10)
+    lr: float | None = option(None, "learning rate; unless given, 1e-3 up to 10 million parameters, else 1e-4",
+                              above=0, most=10)
     batch_size: int = option(32, "batch size", least=1)
     chunk: int = option(512, "practised at a time: fewer need less memory, and are on disk sooner", least=1,
                         unit="inputs")
@@ -61,10 +63,13 @@ class OwnEval(EvalSettings):
     """How eval.py measures a model's folder against the contexts of a file."""
 
     contexts: str | None = option(None, CONTEXTS + "; as in the run")
-    base: str | None = option(None, "the model whose answers under the teacher's prompt are the measure; as in the "
-                              "run, or the one that the contexts file names")
+    base: str | None = option(None, "the model whose answers under the teacher's prompt are the measure; as "
+                              "in the run, or the one that the contexts file names")
     max_new_tokens: int | None = option(None, "longest completion; as in the run, or 128 tokens", least=1)
     most_tests: int | None = option(None, "held-out inputs of each context; as in the run, or 200", least=1)
+    chat: bool = option(False, "talk to the model instead, line by line, under the student's prompt")
+    teacher: bool = option(False, "to --chat, under the teacher's prompt")
+    context: str = option("", "to --chat, the name of a context; the first of the file unless given")
 
 
 class Own(Experiment):
@@ -89,12 +94,13 @@ class Own(Experiment):
         """Say what would surprise. Raises ValueError where the file is not as it was when the run began."""
         checksum = file_checksum(self.file.path)
         if self.folder.file("inputs") and self.folder.get("inputs")["checksum"] != checksum:
-            raise ValueError(f"{self.file.path} is not as it was when this run began; choose another folder with --out")
+            raise ValueError(f"{self.file.path} is not as it was when this run began; choose another folder "
+                             "with --out")
         for name, named in self.file.contexts.items():
             n = len(distinct(named.source.texts))
             if not named.source.write and n < 2 * FEWEST:
-                tqdm.write(f"{named.place.path}: {named.place.key}.inputs: {n} different inputs are few; of these "
-                           f"{held_out(n)} are held out for the measures, and {FEWEST} would be better")
+                tqdm.write(f"{named.place / 'inputs'}: {n} different inputs are few; of these {held_out(n)} "
+                           f"are held out for the measures, and {FEWEST} would be better")
             tell_system(self.chat, named, self.file.variables)
 
     def files(self) -> list[Path]:
@@ -113,10 +119,11 @@ class Own(Experiment):
         for number, (name, named) in enumerate(self.file.contexts.items()):
             texts[name] = distinct(named.source.texts)
             if named.source.write:
-                texts[name] = measures.write_inputs(self.base, self.tokenizer, texts[name], named.source.write,
-                                                    (self.seed, number), self.settings.precision)
+                texts[name] = measures.write_inputs(
+                    self.base, self.tokenizer, texts[name], named.source.write, (self.seed, number),
+                    self.settings.precision)
             if len(texts[name]) < 2:
-                (named.place / "inputs").wrong("there must be two different inputs: one to practise, one to test")
+                (named.place / "inputs").wrong("there must be two different inputs, for practice and test")
             check_window(named, self.context(name, texts[name]), texts[name], self.base, self.tokenizer,
                          self.settings.max_new_tokens)
         return {"checksum": file_checksum(self.file.path), "texts": texts}
@@ -129,14 +136,15 @@ class Own(Experiment):
 
     def example(self) -> str:
         settings = self.settings.practice_settings(self.settings.max_new_tokens)
-        return one_item(self.practised(self.file.rounds[0][0]), self.tokenizer, self.base, settings, self.seed)
+        context = self.practised(self.file.rounds[0][0])
+        return one_item(context, self.tokenizer, self.base, settings, self.seed)
 
     def student(self) -> nn.Module:
         s = self.settings
         small = sum(p.numel() for p in self.base.parameters()) <= SMALL
         practice = replace(s.practice_settings(s.max_new_tokens), chunk=s.chunk)
-        settings = RoundSettings(practice, s.fit_settings(lr=s.lr or (1e-3 if small else 1e-4)), s.practice_inputs,
-                                 s.epochs, save_every=s.save_every)
+        fit = s.fit_settings(lr=s.lr or (1e-3 if small else 1e-4))
+        settings = RoundSettings(practice, fit, s.practice_inputs, s.epochs, save_every=s.save_every)
         schedule = [[self.practised(name) for name in names] for names in self.file.rounds]
         try:
             return rounds(self.base, self.tokenizer, schedule, settings, recursive=self.file.recursive,
@@ -163,6 +171,8 @@ class Own(Experiment):
     def examine(cls, model: nn.Module, tokenizer: TextTokenizer, settings: OwnEval, folder: Path) -> str:
         """`eval.py`: the same measures of any folder's model."""
         run = next((p for p in [folder, *folder.parents[:3]] if (p / "settings.json").exists()), None)
+        if settings.chat:
+            return talk(model, tokenizer, spoken_to(settings, folder), settings)
         if not settings.contexts:
             raise ValueError("--contexts is missing: the file with the contexts to measure")
         file = read_contexts(beside(settings.contexts))
@@ -174,7 +184,7 @@ class Own(Experiment):
         texts = {key: distinct(named.source.texts) for key, named in file.contexts.items()}
         if any(named.source.write for named in file.contexts.values()):
             if not run or not (run / "inputs.json").exists():
-                raise ValueError(f"{file.path}: a model writes its inputs; only in a run folder they can be found again")
+                raise ValueError(f"{file.path}: a model writes its inputs, which only a run folder has")
             texts |= read_json(run / "inputs.json")["texts"]
         chat = Chat.of(beside(name)) if has_messages(file) else None
         settings = replace(settings, max_new_tokens=settings.max_new_tokens or OwnSettings.max_new_tokens,
@@ -193,8 +203,8 @@ def measure(file: ContextsFile, texts: dict[str, list[str]], base: nn.Module, mo
         students |= {context.student(x) for x in texts[name]}
         answers = measures.teacher_answers(base, tokenizer, context, tests, settings)
         if sum(map(bool, answers)) < len(tests) / 10:
-            (named.place / "answer").wrong(f"it is found in only {sum(map(bool, answers))} of {len(tests)} answers "
-                                           "that the model gives under the teacher's prompt")
+            (named.place / "answer").wrong(f"it is found in only {sum(map(bool, answers))} of {len(tests)} "
+                                           "answers that the model gives under the teacher's prompt")
         found[name] = measures.along_teacher(base, model, tokenizer, context, tests, answers, settings)
         found[name] |= measures.of_answers(base, model, tokenizer, context, tests, answers,
                                            named.source.references, settings)
@@ -213,6 +223,40 @@ def unrelated(file: ContextsFile, texts: dict[str, list[str]], chat: Chat | None
     if chat is None:
         return given
     return [chat.prompt([{"role": "user", "content": x}], **file.variables) for x in given]
+
+
+# --- eval.py --chat ---
+
+
+def spoken_to(settings: OwnEval, folder: Path) -> Template:
+    """How the model is spoken to: in a context of the file, or bare where there is none."""
+    chat = Chat.of(beside(str(folder)))
+    if not settings.contexts:
+        return (lambda x: x) if chat is None else lambda x: chat.prompt([{"role": "user", "content": x}])
+    file = read_contexts(beside(settings.contexts))
+    name = settings.context or next(iter(file.contexts))
+    if name not in file.contexts:
+        raise ValueError(f"--context {name}: {file.path} has {', '.join(file.contexts)}")
+    named = file.contexts[name]
+    return named.template(named.teachers[0] if settings.teacher else named.student, chat, file.variables)
+
+
+def talk(model: nn.Module, tokenizer: TextTokenizer, template: Template, settings: OwnEval) -> str:
+    """Answer line by line, greedily, each as a new conversation; an empty line ends it."""
+    print("An empty line ends this.")
+    while question := read_line():
+        tell_unknown_words(tokenizer, prompt := template(question))
+        [answer] = generate(model, [tokenizer.encode(prompt)], settings.max_new_tokens or OwnSettings.max_new_tokens,
+                            0, precision=settings.precision)
+        print(printable(tokenizer.decode(answer)))
+    return ""
+
+
+def read_line() -> str:
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""
 
 
 # --- inputs ---
@@ -250,8 +294,8 @@ def tell_system(chat: Chat | None, named: Named, variables: dict[str, Any]) -> N
     except ValueError:  # it renders no plain conversation; the example shows what it does
         return
     if adds:
-        tqdm.write(f"{named.place.path}: {named.place.key}.student: the model's chat template adds a system prompt of "
-                   "its own, so the student's prompt is not bare: see the example below")
+        tqdm.write(f"{named.place / 'student'}: the model's chat template adds a system prompt of its own, "
+                   "so the student's prompt is not bare: see the example below")
 
 
 def check_window(named: Named, context: Context, texts: list[str], model: nn.Module, tokenizer: TextTokenizer,
@@ -261,5 +305,5 @@ def check_window(named: Named, context: Context, texts: list[str], model: nn.Mod
     for template in context.teachers if limit else ():
         n = max(map(len, tokenizer.encode_all([template(x) for x in texts])))
         if n + longest > limit:
-            (named.place / "teacher").wrong(f"its longest prompt has {n} tokens, which with {longest} for the answer "
-                                            f"(--max-new-tokens) are more than the model's {limit}")
+            (named.place / "teacher").wrong(f"its longest prompt has {n} tokens, which with {longest} for "
+                                            f"the answer (--max-new-tokens) are more than the model's {limit}")

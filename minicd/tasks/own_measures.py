@@ -1,4 +1,4 @@
-"""What a student of `own` gained and forgot: along the teacher's answers, in its own ones, on unrelated prompts."""
+"""What a student of own.py gained and forgot, with 95 % intervals over the inputs."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def teacher_answers(base: nn.Module, tokenizer: TextTokenizer, context: Context,
     return [Answer.of(y, context.extract(y), why, tokenizer.eos_id) for y, why in zip(written, reasons)]
 
 
-def along_teacher(base: nn.Module, model: nn.Module, tokenizer: TextTokenizer, context: Context, tests: list[str],
-                  answers: list[Answer | None], settings: Any) -> Figures:
+def along_teacher(base: nn.Module, model: nn.Module, tokenizer: TextTokenizer, context: Context,
+                  tests: list[str], answers: list[Answer | None], settings: Any) -> Figures:
     """KL(teacher ‖ student) and top-1 agreement at the tokens of the teacher's f(y)."""
     rows = [(x, answer) for x, answer in zip(tests, answers) if answer]
     tokens = [answer.completion[answer.kept] for _, answer in rows]
@@ -86,7 +86,7 @@ def along_teacher(base: nn.Module, model: nn.Module, tokenizer: TextTokenizer, c
 
 def compare(teacher: Callable[[slice], list[Tensor]], student: Callable[[slice], list[Tensor]],
             tokens: list[list[int]], model: nn.Module) -> tuple[list[float], list[float]]:
-    """For each answer: the sum of KL(p ‖ q) over its tokens, and how often both have the same likeliest token."""
+    """For each answer: Σ KL(p ‖ q) over its tokens, and how often both have the same likeliest token."""
     size = max(1, AT_ONCE // (model.config.vocab_size * max([1, *map(len, tokens)])))
     divergence, same = [], []
     for start in range(0, len(tokens), size):
@@ -101,13 +101,18 @@ def compare(teacher: Callable[[slice], list[Tensor]], student: Callable[[slice],
 # --- in its own answers ---
 
 
-def of_answers(base: nn.Module, model: nn.Module, tokenizer: TextTokenizer, context: Context, tests: list[str],
-               answers: list[Answer | None], references: dict[str, list[str]], settings: Any) -> Figures:
-    """The student's greedy answers beside the teacher's and the references, and what its short prompt saves."""
+def of_answers(base: nn.Module, model: nn.Module, tokenizer: TextTokenizer, context: Context,
+               tests: list[str], answers: list[Answer | None], references: dict[str, list[str]],
+               settings: Any) -> Figures:
+    """The student's greedy answers beside the teacher's and the references; what its short prompt saves.
+
+    Of several teacher's prompts, lengths and times are those of the first.
+    """
     prompts = {"teacher": tokenizer.encode_all([context.teachers[0](x) for x in tests]),
                "student": tokenizer.encode_all([context.student(x) for x in tests])}
-    written = [tokenizer.decode(y).strip() for y in generate(
-        model, prompts["student"], settings.max_new_tokens, 0, precision=settings.precision, progress="answers")]
+    answered = generate(model, prompts["student"], settings.max_new_tokens, 0, precision=settings.precision,
+                        progress="answers")
+    written = [tokenizer.decode(y).strip() for y in answered]
     taught = [tokenizer.decode(a.completion[a.kept]).strip() if a else None for a in answers]
     pairs = [(ours, theirs) for ours, theirs in zip(written, taught) if theirs is not None]
     saved = [len(t) - len(s) for t, s in zip(prompts["teacher"], prompts["student"])]
@@ -118,15 +123,18 @@ def of_answers(base: nn.Module, model: nn.Module, tokenizer: TextTokenizer, cont
              **milliseconds(base, model, prompts, settings)}
     if pieces := getattr(context.extract, "pieces", 0):
         found["pieces"] = share([i < pieces for i in range(len(tests))])
-    known = [(ours, theirs or "", references[x]) for x, ours, theirs in zip(tests, written, taught) if x in references]
+    known = [(ours, theirs or "", references[x]) for x, ours, theirs in zip(tests, written, taught)
+             if x in references]
     for name, which in (("", 0), ("teacher_", 1)) if known else ():
         found[f"{name}exact"] = share([any(exact_match(row[which], r) for r in row[2]) for row in known])
-        found[f"{name}reference_rouge"] = ratio([rouge_l(row[which], row[2]) for row in known], [1] * len(known), 100)
+        points = [rouge_l(row[which], row[2]) for row in known]
+        found[f"{name}reference_rouge"] = ratio(points, [1] * len(known), 100)
     return found
 
 
-def milliseconds(base: nn.Module, model: nn.Module, prompts: dict[str, list[list[int]]], settings: Any) -> Figures:
-    """Of a greedy answer, one at a time, teacher and student taking turns. Other work on the machine shows."""
+def milliseconds(base: nn.Module, model: nn.Module, prompts: dict[str, list[list[int]]],
+                 settings: Any) -> Figures:
+    """Of a greedy answer, one at a time, teacher and student in turns. Other work on the machine shows."""
     spent: dict[str, list[float]] = {"teacher": [], "student": []}
     for i in range(min(TIMED, len(prompts["teacher"]))):
         for name, which in (("teacher", base), ("student", model)):
@@ -161,9 +169,9 @@ def forgotten(base: nn.Module, model: nn.Module, tokenizer: TextTokenizer, promp
 
 
 @torch.no_grad()
-def write_inputs(model: nn.Module, tokenizer: TextTokenizer, examples: list[str], n: int, seed: tuple[int, ...],
-                 precision: str | None) -> list[str]:
-    """The examples, and up to n new inputs that the model writes after some of them, one on a line (section 3.1).
+def write_inputs(model: nn.Module, tokenizer: TextTokenizer, examples: list[str], n: int,
+                 seed: tuple[int, ...], precision: str | None) -> list[str]:
+    """The examples, and up to n new inputs that the model writes after some of them (section 3.1).
 
     Raises ValueError where in ten tries it writes less than a tenth of them.
     """
@@ -174,8 +182,8 @@ def write_inputs(model: nn.Module, tokenizer: TextTokenizer, examples: list[str]
         missing = n + len(examples) - len(found)
         prompts = [inputs_prompt(rng.permutation(examples)[:SHOTS]) for _ in range(missing)]
         written, reasons = generate(model, tokenizer.encode_all(prompts), LONGEST_INPUT, 1.0, stop=["\n"],
-                                    generator=generator, reasons=True, precision=precision, tokenizer=tokenizer,
-                                    progress="inputs")
+                                    generator=generator, reasons=True, precision=precision,
+                                    tokenizer=tokenizer, progress="inputs")
         for y, why in zip(written, reasons):
             text = read_input(tokenizer.decode(y))
             if text and why != "length" and len(found) < n + len(examples):
@@ -183,8 +191,8 @@ def write_inputs(model: nn.Module, tokenizer: TextTokenizer, examples: list[str]
         if len(found) == n + len(examples):
             break
     if len(found) - len(examples) < n / 10:
-        raise ValueError(f"asked for {n} inputs, the model wrote only {len(found) - len(examples)} new ones that end "
-                         "with their line; give it more examples, or the inputs themselves")
+        raise ValueError(f"asked for {n} inputs, the model wrote only {len(found) - len(examples)} new ones "
+                         "that end with their line; give it more examples, or the inputs themselves")
     return list(found.values())
 
 
@@ -208,5 +216,6 @@ def cell(value: list[float] | None) -> str:
 
 def told(found: dict[str, Figures]) -> str:
     """In a line for each context, while the run goes on."""
-    return "\n".join(f"{name}: " + ", ".join(f"{key} {found[name][key][0]:.1f}" for key in (
-        "kl", "agreement", "identical", "rouge", "exact", "forgotten") if key in found[name]) for name in found)
+    keys = ("kl", "agreement", "identical", "rouge", "exact", "forgotten")
+    return "\n".join(f"{name}: " + ", ".join(f"{key} {figures[key][0]:.1f}" for key in keys if key in figures)
+                     for name, figures in found.items())
