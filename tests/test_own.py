@@ -229,5 +229,5 @@ def test_a_prompt_longer_than_the_window(tmp_path):
     model = SimpleNamespace(config=SimpleNamespace(max_positions=12))
     context = named.context(pool(["a"]), WORDS, None, {})
     own.check_window(named, context, ["a b c"], model, WORDS, 6)
-    with pytest.raises(ValueError, match=r"my.toml: contexts.mine.teacher: its longest prompt has 6 tokens, which with 7 .* 12"):
+    with pytest.raises(ValueError, match=r"my.toml: contexts.mine.teacher: its longest prompt has 6 tokens, which with 7 of .* 12"):
         own.check_window(named, context, ["a b c"], model, WORDS, 7)

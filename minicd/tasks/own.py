@@ -1,7 +1,7 @@
 """Your own prompt into your own model: the contexts of a file are practised, distilled and measured.
 
 contexts_file.py says what a file holds. A tenth of each context's inputs, at least 50, is never practised.
-On these the model answers greedily under the teacher's prompt, and the student is measured along these answers,
+On these the model answers greedily under the teacher's prompt, and the student is measured along the answers,
 before and after; on unrelated prompts, how far it moved away from the model that it was.
 """
 
@@ -44,7 +44,7 @@ class OwnSettings(DistillSettings):
     model: str = option("", "folder or hub id of the model to start from; else what the contexts file names")
     practice_inputs: int = option(2048, "for each context", least=1, unit="inputs")
     epochs: float = option(3.0, "passes over the practice set", least=1e-3, most=1e6)
-    lr: float | None = option(None, "learning rate; unless given, 1e-3 up to 10 million parameters, else 1e-4",
+    lr: float | None = option(None, "learning rate; unless given 1e-3 up to 10 million parameters, else 1e-4",
                               above=0, most=10)
     batch_size: int = option(32, "batch size", least=1)
     chunk: int = option(512, "practised at a time: fewer need less memory, and are on disk sooner", least=1,
@@ -246,8 +246,8 @@ def talk(model: nn.Module, tokenizer: TextTokenizer, template: Template, setting
     print("An empty line ends this.")
     while question := read_line():
         tell_unknown_words(tokenizer, prompt := template(question))
-        [answer] = generate(model, [tokenizer.encode(prompt)], settings.max_new_tokens or OwnSettings.max_new_tokens,
-                            0, precision=settings.precision)
+        longest = settings.max_new_tokens or OwnSettings.max_new_tokens
+        [answer] = generate(model, [tokenizer.encode(prompt)], longest, 0, precision=settings.precision)
         print(printable(tokenizer.decode(answer)))
     return ""
 
@@ -305,5 +305,5 @@ def check_window(named: Named, context: Context, texts: list[str], model: nn.Mod
     for template in context.teachers if limit else ():
         n = max(map(len, tokenizer.encode_all([template(x) for x in texts])))
         if n + longest > limit:
-            (named.place / "teacher").wrong(f"its longest prompt has {n} tokens, which with {longest} for "
-                                            f"the answer (--max-new-tokens) are more than the model's {limit}")
+            (named.place / "teacher").wrong(f"its longest prompt has {n} tokens, which with {longest} of "
+                                            f"its answer (--max-new-tokens) are over the model's {limit}")
