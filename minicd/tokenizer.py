@@ -13,6 +13,10 @@ MOST_TOKENS = 100  # of a character: the longest, U+FDFA, becomes 18 letters of 
 ENCODED_AT_ONCE = 256  # texts between two looks at how long they became
 
 
+class Rendered(str):
+    """A prompt as a chat template wrote it: it has its special tokens, and none is added."""
+
+
 class TextTokenizer:
     """Encodes prompts and answers. The stop token ends answers and, in encoder-decoders, prompts."""
 
@@ -20,6 +24,7 @@ class TextTokenizer:
                  ends_prompts: bool = True):
         """None: there is no such token. `ends_prompts` False: for a decoder, which would stop there."""
         self.backend, self.ends_prompts = backend, ends_prompts
+        self.files: dict[str, bytes] = {}  # what else its folder says of chats and sampling, for `save`
         self.eos_id, self.pad_id = (None if token is None else backend.token_to_id(token)
                                     for token in (eos, pad))
         for token, number in ((eos, self.eos_id), (pad, self.pad_id)):
@@ -35,7 +40,11 @@ class TextTokenizer:
         return self.encode_all([text])[0]
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        return [self.prompt_ids(encoding) for encoding in self.encodings(texts)]
+        added = [not isinstance(text, Rendered) for text in texts]
+        if len(set(added)) > 1:
+            return [self.encode(text) for text in texts]
+        encodings = self.encodings(texts, add_special_tokens=all(added))
+        return [self.prompt_ids(encoding) for encoding in encodings]
 
     def encodings(self, texts: Sequence[str], **how) -> list[Encoding]:
         """The backend's. Raises ValueError for far too many tokens, as of a malicious normaliser."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import warnings
@@ -9,7 +10,7 @@ import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Iterator
+from typing import Any, Iterator
 
 import torch
 from tokenizers import Tokenizer
@@ -20,7 +21,8 @@ from .families import (HARMLESS, Config, build, copies, depth, eos_ids, family, 
                        part_sizes, read_config, write_config)
 from ..decoder import DecoderConfig
 from ..runtime.device import find_device
-from ..runtime.files import atomic_json, atomic_safetensors, open_safetensors, read_checksums, read_json
+from ..runtime.files import (atomic_bytes, atomic_json, atomic_safetensors, open_safetensors, read_checksums,
+                             read_json)
 from ..t5 import KEEP_FP32, T5Config
 from ..tokenizer import TextTokenizer
 from .tokenizers import read_backend, read_eos
@@ -43,6 +45,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dt
         if isinstance(config, DecoderConfig):
             config = find_ends(folder, config, backend)
         tokenizer = fit_tokenizer(folder, config, backend)
+        tokenizer.files = {str(p.relative_to(folder)): p.read_bytes() for p in carried(folder)}
         weights = Weights(weight_files(folder))
         config = tie_as_stored(config, weights)
         if depth(config) > len(weights):  # else making them could take forever
@@ -85,7 +88,7 @@ def resolve(folder: str | Path) -> Path:
         raise ValueError(f"{folder} is not here yet; this makes it: python {maker}")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)) and not path.exists():
         from huggingface_hub import snapshot_download  # comes with tokenizers; slow to import
-        wanted = ["*.json", "merges.txt", "spiece.model"]
+        wanted = ["*.json", "*.jinja", "merges.txt", "spiece.model"]
         try:
             found = Path(snapshot_download(str(folder), allow_patterns=[*wanted, "model*.safetensors"]))
             if not list(found.glob("model*.safetensors")):  # only then the old format
@@ -96,6 +99,13 @@ def resolve(folder: str | Path) -> Path:
                 f"{folder} is no folder here and could not be downloaded ({type(error).__name__}); download "
                 "config.json, model.safetensors and tokenizer.json into a folder and pass that") from None
     raise ValueError(f"{folder} is not a folder with a model")
+
+
+def carried(folder: Path) -> list[Path]:
+    """What a saved folder gets, too: how to chat, how to sample. None of it is needed to load a model."""
+    names = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
+             "chat_template.json", "*.jinja", "additional_chat_templates/*.jinja")
+    return [path for name in names for path in sorted(folder.glob(name)) if path.is_file()]
 
 
 def check_exists(path: Path) -> Path:
@@ -336,5 +346,18 @@ def save(model: nn.Module, tokenizer: TextTokenizer, folder: str | Path) -> None
     specials = {} if eos is None else {"eos_token": tokenizer.backend.id_to_token(eos)}
     if isinstance(config, T5Config):
         specials |= {"pad_token": "<pad>", "unk_token": "<unk>"}
-    atomic_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **specials})
+    specials = {"tokenizer_class": "PreTrainedTokenizerFast", **specials}
+    atomic_json(folder / "tokenizer_config.json", specials | loaded_config(tokenizer))
+    for name in tokenizer.files.keys() - {"tokenizer_config.json"}:
+        atomic_bytes(folder / name, tokenizer.files[name])
     atomic_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
+
+
+def loaded_config(tokenizer: TextTokenizer) -> dict[str, Any]:
+    """The tokenizer_config.json that was loaded, without code, which stays behind; else empty."""
+    try:
+        config = json.loads(tokenizer.files.get("tokenizer_config.json", b"{}"))
+    except (ValueError, RecursionError):  # it is not needed to load, so nothing has complained yet
+        return {}
+    known = config if isinstance(config, dict) else {}
+    return {key: value for key, value in known.items() if key != "auto_map"}

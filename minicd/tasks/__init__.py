@@ -6,8 +6,10 @@ from .curves import Curves
 from .explanations import Explanations
 from .facts import Facts
 from .instructions import Instructions
+from .own import Own
 from .task_ids import TaskIds
 from .transfer import Transfer
 
 TASKS = {"addition": Addition, "instructions": Instructions, "explanations": Explanations,
-         "task_ids": TaskIds, "curves": Curves, "facts": Facts, "control": Control, "transfer": Transfer}
+         "task_ids": TaskIds, "transfer": Transfer, "control": Control, "facts": Facts, "curves": Curves,
+         "own": Own}

@@ -1,0 +1,221 @@
+"""What a student of own.py gained and forgot, with 95 % intervals over the inputs."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..distill import Answer, Context, ensemble_logits
+from ..metrics import exact_match, rouge_l
+from ..sampling import generate, score
+from ..tokenizer import TextTokenizer
+from .natural_instructions import inputs_prompt, read_input
+from .report import table
+
+AT_ONCE = 2**27  # logits in memory together: half a gigabyte
+TIMED, SHOTS, TRIES, LONGEST_INPUT, FORGET = 8, 6, 10, 128, 32
+ROWS = {"kl": "KL(teacher ‖ student) a token, in 1/1000 nat", "agreement": "same likeliest token, %",
+        "identical": "answer identical to the teacher's, %", "rouge": "Rouge-L to the teacher's answer",
+        "exact": "exact match with the reference, %", "teacher_exact": "… of the teacher",
+        "reference_rouge": "Rouge-L to the reference", "teacher_reference_rouge": "… of the teacher",
+        "tokens_saved": "prompt tokens saved an answer", "milliseconds": "milliseconds an answer",
+        "teacher_milliseconds": "… of the teacher", "no_answer": "no answer found in the teacher's text, %",
+        "pieces": "a marker's piece in the answer, %",
+        "forgotten": "KL(before ‖ now) a token on unrelated prompts, in 1/1000 nat"}
+Figures = dict[str, list[float]]
+
+
+# --- intervals ---
+
+
+def ratio(sums: Sequence[float], counts: Sequence[float], scale: float = 1.0) -> list[float]:
+    """Σ sums / Σ counts, and its 95 % interval: a bootstrap over the inputs, 2,000 times."""
+    a, b = np.asarray(sums, float) * scale, np.asarray(counts, float)
+    if not b.sum():
+        return [0.0, 0.0, 0.0]
+    rows = np.random.default_rng(0).integers(len(a), size=(2000, len(a)))
+    drawn = a[rows].sum(1) / np.maximum(b[rows].sum(1), 1e-9)
+    return [float(a.sum() / b.sum()), *map(float, np.quantile(drawn, [0.025, 0.975]))]
+
+
+def share(hits: Sequence[bool]) -> list[float]:
+    """Percent, and its 95 % interval by Wilson, which is no point at 0 and 100 %."""
+    n, z = len(hits), 1.96
+    if not n:
+        return [0.0, 0.0, 100.0]
+    p = float(np.mean(hits))
+    middle, width = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low, high = ((middle + sign * width) / (1 + z * z / n) for sign in (-1, 1))
+    return [100 * p, 100 * max(0.0, low), 100 * min(1.0, high)]
+
+
+# --- along the teacher's answers ---
+
+
+def teacher_answers(base: nn.Module, tokenizer: TextTokenizer, context: Context, tests: list[str],
+                    settings: Any) -> list[Answer | None]:
+    """f of the model's greedy answers under T_t, the first of several; None where f finds nothing."""
+    prompts = tokenizer.encode_all([context.teachers[0](x) for x in tests])
+    written, reasons = generate(base, prompts, settings.max_new_tokens, 0, reasons=True,
+                                precision=settings.precision, progress="teacher's answers")
+    return [Answer.of(y, context.extract(y), why, tokenizer.eos_id) for y, why in zip(written, reasons)]
+
+
+def along_teacher(base: nn.Module, model: nn.Module, tokenizer: TextTokenizer, context: Context,
+                  tests: list[str], answers: list[Answer | None], settings: Any) -> Figures:
+    """KL(teacher ‖ student) and top-1 agreement at the tokens of the teacher's f(y)."""
+    rows = [(x, answer) for x, answer in zip(tests, answers) if answer]
+    tokens = [answer.completion[answer.kept] for _, answer in rows]
+    views = [tokenizer.encode_all([template(x) for x, _ in rows]) for template in context.teachers]
+    students = tokenizer.encode_all([context.student(x) for x, _ in rows])
+
+    def teacher(some: slice) -> list[Tensor]:
+        found = [answer for _, answer in rows[some]]
+        return ensemble_logits(base, [view[some] for view in views], [a.completion for a in found],
+                               [a.kept for a in found], settings.precision)
+    divergence, same = compare(teacher, lambda some: score(model, students[some], tokens[some],
+                                                           precision=settings.precision), tokens, model)
+    counts = [len(row) for row in tokens]
+    return {"kl": ratio(divergence, counts, 1000), "agreement": ratio(same, counts, 100)}
+
+
+def compare(teacher: Callable[[slice], list[Tensor]], student: Callable[[slice], list[Tensor]],
+            tokens: list[list[int]], model: nn.Module) -> tuple[list[float], list[float]]:
+    """For each answer: Σ KL(p ‖ q) over its tokens, and how often both have the same likeliest token."""
+    size = max(1, AT_ONCE // (model.config.vocab_size * max([1, *map(len, tokens)])))
+    divergence, same = [], []
+    for start in range(0, len(tokens), size):
+        some = slice(start, start + size)
+        for p, q in zip(teacher(some), student(some)):
+            log_p, log_q = p.double().log_softmax(-1), q.double().log_softmax(-1)
+            divergence.append(float((log_p.exp() * (log_p - log_q)).sum()))
+            same.append(int((p.argmax(-1) == q.argmax(-1)).sum()))
+    return divergence, same
+
+
+# --- in its own answers ---
+
+
+def of_answers(base: nn.Module, model: nn.Module, tokenizer: TextTokenizer, context: Context,
+               tests: list[str], answers: list[Answer | None], references: dict[str, list[str]],
+               settings: Any) -> Figures:
+    """The student's greedy answers beside the teacher's and the references; what its short prompt saves.
+
+    Of several teacher's prompts, lengths and times are those of the first.
+    """
+    prompts = {"teacher": tokenizer.encode_all([context.teachers[0](x) for x in tests]),
+               "student": tokenizer.encode_all([context.student(x) for x in tests])}
+    answered = generate(model, prompts["student"], settings.max_new_tokens, 0, precision=settings.precision,
+                        progress="answers")
+    written = [tokenizer.decode(y).strip() for y in answered]
+    taught = [tokenizer.decode(a.completion[a.kept]).strip() if a else None for a in answers]
+    pairs = [(ours, theirs) for ours, theirs in zip(written, taught) if theirs is not None]
+    saved = [len(t) - len(s) for t, s in zip(prompts["teacher"], prompts["student"])]
+    found = {"identical": share([ours == theirs for ours, theirs in pairs]),
+             "rouge": ratio([rouge_l(ours, [theirs]) for ours, theirs in pairs], [1] * len(pairs), 100),
+             "tokens_saved": ratio(saved, [1] * len(saved)),
+             "no_answer": share([answer is None for answer in answers]),
+             **milliseconds(base, model, prompts, settings)}
+    if pieces := getattr(context.extract, "pieces", 0):
+        found["pieces"] = share([i < pieces for i in range(len(tests))])
+    known = [(ours, theirs or "", references[x]) for x, ours, theirs in zip(tests, written, taught)
+             if x in references]
+    for name, which in (("", 0), ("teacher_", 1)) if known else ():
+        found[f"{name}exact"] = share([any(exact_match(row[which], r) for r in row[2]) for row in known])
+        points = [rouge_l(row[which], row[2]) for row in known]
+        found[f"{name}reference_rouge"] = ratio(points, [1] * len(known), 100)
+    return found
+
+
+def milliseconds(base: nn.Module, model: nn.Module, prompts: dict[str, list[list[int]]],
+                 settings: Any) -> Figures:
+    """Of a greedy answer, one at a time, teacher and student in turns. Other work on the machine shows."""
+    spent: dict[str, list[float]] = {"teacher": [], "student": []}
+    for i in range(min(TIMED, len(prompts["teacher"]))):
+        for name, which in (("teacher", base), ("student", model)):
+            start = time.perf_counter()
+            generate(which, [prompts[name][i]], settings.max_new_tokens, 0, precision=settings.precision)
+            spent[name].append(1000 * (time.perf_counter() - start))
+    return {name: ratio(spent[who], [1] * len(spent[who]))
+            for name, who in (("milliseconds", "student"), ("teacher_milliseconds", "teacher"))}
+
+
+# --- on unrelated prompts ---
+
+
+def forgotten(base: nn.Module, model: nn.Module, tokenizer: TextTokenizer, prompts: list[str],
+              settings: Any) -> Figures:
+    """KL(θ₀ ‖ θ) along the base's own greedy answers."""
+    ids = tokenizer.encode_all(prompts)
+    written, reasons = generate(base, ids, min(FORGET, settings.max_new_tokens), 0, reasons=True,
+                                precision=settings.precision)
+    eos = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    answers = [[*y, *(eos if why == "eos" else [])] for y, why in zip(written, reasons)]
+    rows = [(prompt, answer) for prompt, answer in zip(ids, answers) if answer]
+    ids, answers = [prompt for prompt, _ in rows], [answer for _, answer in rows]
+    divergence, same = compare(*(lambda some, which=which: score(which, ids[some], answers[some],
+                                                                 precision=settings.precision)
+                                 for which in (base, model)), answers, model)
+    counts = [len(answer) for answer in answers]
+    return {"forgotten": ratio(divergence, counts, 1000), "agreement": ratio(same, counts, 100)}
+
+
+# --- D, written by the model ---
+
+
+@torch.no_grad()
+def write_inputs(model: nn.Module, tokenizer: TextTokenizer, examples: list[str], n: int,
+                 seed: tuple[int, ...], precision: str | None) -> list[str]:
+    """The examples, and up to n new inputs that the model writes after some of them (section 3.1).
+
+    Raises ValueError where in ten tries it writes less than a tenth of them.
+    """
+    rng = np.random.default_rng((*seed, 11))
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(int(rng.integers(2**62)))
+    found = {text.casefold(): text for text in examples}
+    for _ in range(TRIES):
+        missing = n + len(examples) - len(found)
+        prompts = [inputs_prompt(rng.permutation(examples)[:SHOTS]) for _ in range(missing)]
+        written, reasons = generate(model, tokenizer.encode_all(prompts), LONGEST_INPUT, 1.0, stop=["\n"],
+                                    generator=generator, reasons=True, precision=precision,
+                                    tokenizer=tokenizer, progress="inputs")
+        for y, why in zip(written, reasons):
+            text = read_input(tokenizer.decode(y))
+            if text and why != "length" and len(found) < n + len(examples):
+                found.setdefault(text.casefold(), text)
+        if len(found) == n + len(examples):
+            break
+    if len(found) - len(examples) < n / 10:
+        raise ValueError(f"asked for {n} inputs, the model wrote only {len(found) - len(examples)} new ones "
+                         "that end with their line; give it more examples, or the inputs themselves")
+    return list(found.values())
+
+
+# --- tables ---
+
+
+def tables(found: dict[str, dict[str, Figures]]) -> str:
+    """{before, after or a model's name: {context: figures}} → a table for each context."""
+    parts = []
+    for name in dict.fromkeys(name for contexts in found.values() for name in contexts):
+        columns = [contexts.get(name, {}) for contexts in found.values()]
+        rows = [[title, *(cell(column.get(key)) for column in columns)] for key, title in ROWS.items()
+                if any(key in column for column in columns)]
+        parts.append(f"{name}\n\n{table(['value (95 % interval)', *found], rows)}")
+    return "\n\n".join(parts)
+
+
+def cell(value: list[float] | None) -> str:
+    return "" if value is None else f"{value[0]:.1f} ({value[1]:.1f} – {value[2]:.1f})"
+
+
+def told(found: dict[str, Figures]) -> str:
+    """In a line for each context, while the run goes on."""
+    keys = ("kl", "agreement", "identical", "rouge", "exact", "forgotten")
+    return "\n".join(f"{name}: " + ", ".join(f"{key} {figures[key][0]:.1f}" for key in keys if key in figures)
+                     for name, figures in found.items())

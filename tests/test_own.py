@@ -1,0 +1,233 @@
+"""`--task own`: held-out inputs, measures against plain arithmetic, whole runs on the pocket bases, clear refusals."""
+
+import importlib
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from helpers import tiny_t5
+
+from minicd.distill import Context
+from minicd.hf.chat import Chat
+from minicd.hf.checkpoint import load
+from minicd.tasks import own, own_measures
+from minicd.tasks.contexts_file import read_contexts
+from minicd.tasks.inputs import pool
+from minicd.tasks.settings import guarded
+from minicd.tokenizer import word_tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted((ROOT / "data" / "contexts").glob("*.toml"))
+SMALL = ["--practice-inputs", "24", "--epochs", "1", "--max-new-tokens", "24", "--most-tests", "6", "--jobs", "1", "--device",
+         "cpu", "--precision", "fp32"]
+WORDS = word_tokenizer([*"abcdefgh", "#"])
+HOW = SimpleNamespace(max_new_tokens=4, precision="fp32")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """What train.py or eval.py prints, or its one sentence."""
+    def call(program: str, *words) -> str:
+        monkeypatch.setattr(sys, "argv", [f"{program}.py", "--task", "own", *map(str, words)])
+        capsys.readouterr()
+        try:
+            guarded(importlib.import_module(program).main)
+        except SystemExit as stopped:
+            assert len(str(stopped.code).splitlines()) == 1
+            return stopped.code
+        return capsys.readouterr().out
+    return call
+
+
+def contexts(folder: Path, **changes: str) -> Path:
+    keys = {"teacher": '"reverse : {input}"', "student": '"task : {input}"', "answer": '"everything"',
+            "inputs": json.dumps([f"{a} {b} {c}" for a in "abcd" for b in "abcd" for c in "abcdef"]), **changes}
+    (folder / "my.toml").write_text("[contexts.mine]\n" + "\n".join(f"{key} = {value}" for key, value in keys.items()))
+    return folder / "my.toml"
+
+
+# --- inputs ---
+
+
+@pytest.mark.parametrize("n, held", [(2, 1), (3, 1), (60, 30), (100, 50), (120, 50), (600, 60), (5000, 500)])
+def test_held_out_inputs_are_never_practised(n, held):
+    texts = [f"question {i}" for i in range(n)]
+    tests, practised = own.split(texts)
+    assert len(tests) == held and not set(tests) & set(practised) and {*tests, *practised} == set(texts)
+    assert own.split(texts[::-1]) == (tests, practised), "the order in the file does not matter"
+
+
+def test_copies_count_once():
+    assert own.distinct(["A b", "c", "a  B", "c"]) == ["A b", "c"]
+
+
+def test_a_run_practises_nothing_that_it_tests(tmp_path):
+    settings = own.OwnSettings(contexts=str(contexts(tmp_path)))
+    experiment = own.Own(settings, 0, SimpleNamespace(device=torch.device("cpu"), get=lambda stage: {"texts": {"mine": texts}}))
+    texts = experiment.file.contexts["mine"].source.texts
+    drawn = experiment.practised("mine").inputs(2000, np.random.default_rng(0))
+    assert settings.model == "data/pocket" and set(drawn) == set(own.split(texts)[1])
+
+
+def test_the_model_writes_inputs(monkeypatch):
+    written = iter([["c\nd", "a", "b b", "C\nD", "e"], ["f", "g", "h"]])
+    def generate(model, prompts, *how, **more):
+        texts = next(written)[: len(prompts)]
+        return [WORDS.backend.encode(t.replace("\n", " "), add_special_tokens=False).ids for t in texts], [
+            "length" if t == "e" else "stop" for t in texts]
+    monkeypatch.setattr(own_measures, "generate", generate)
+    found = own_measures.write_inputs(tiny_t5(len(WORDS)), WORDS, ["a", "b"], 5, (0, 0), "fp32")
+    assert found == ["a", "b", "c d", "b b", "f", "g", "h"], "no copies, and nothing unfinished"
+    monkeypatch.setattr(own_measures, "generate", lambda model, prompts, *how, **more: ([[3]] * len(prompts), ["stop"] * len(prompts)))
+    with pytest.raises(ValueError, match="asked for 5 inputs, the model wrote only 0 new ones"):
+        own_measures.write_inputs(tiny_t5(len(WORDS)), WORDS, ["a", "b"], 5, (0, 0), "fp32")
+
+
+# --- measures ---
+
+
+def test_intervals():
+    value, low, high = own_measures.share([True] * 50)
+    assert value == high == 100 and 90 < low < 95, "Wilson's interval is no point"
+    assert own_measures.share([True, False])[0] == 50
+    value, low, high = own_measures.ratio([1, 2, 9], [1, 2, 3], 10)
+    assert value == 20 and 10 <= low < 20 < high <= 30
+    assert own_measures.ratio([], []) == [0, 0, 0]
+
+
+def along(base, model, extract, teachers=("a {}", "b {}")):
+    context = Context(pool(["c"]), [lambda x, t=t: t.format(x) for t in teachers], lambda x: x, extract)
+    answers = own_measures.teacher_answers(base, WORDS, context, ["c d", "e", "f g h"], HOW)
+    return context, answers, own_measures.along_teacher(base, model, WORDS, context, ["c d", "e", "f g h"], answers, HOW)
+
+
+def test_divergence_along_the_teachers_answers_is_the_plain_sum():
+    base, model, sums, same, n = tiny_t5(len(WORDS)), tiny_t5(len(WORDS), seed=1), [], 0, 0
+    context, answers, found = along(base, model, lambda y: slice(1, None) if len(y) > 1 else None)
+    assert any(answers)
+    for x, answer in zip(["c d", "e", "f g h"], answers):
+        y = torch.tensor([answer.completion if answer else [0]])
+        for t in range(*(answer.kept.indices(len(answer.completion)) if answer else (0, 0, 1))):
+            p = sum(base(torch.tensor([WORDS.encode(f(x))]), y)[0, t].softmax(-1) for f in context.teachers) / 2
+            q = model(torch.tensor([WORDS.encode(x)]), y[:, answer.kept])[0, t - answer.kept.start].softmax(-1)
+            sums.append((p * (p / q).log()).sum().item())
+            same, n = same + int(p.argmax() == q.argmax()), n + 1
+    assert found["kl"][0] == pytest.approx(1000 * sum(sums) / n, rel=1e-3)
+    assert found["agreement"][0] == pytest.approx(100 * same / n)
+
+
+def test_a_model_is_no_way_from_itself():
+    model = tiny_t5(len(WORDS))
+    _, _, found = along(model, model, lambda y: slice(None), teachers=("{}",))
+    assert found["kl"][0] == pytest.approx(0, abs=1e-6) and found["agreement"] == [100, 100, 100]
+    same = own_measures.forgotten(model, model, WORDS, ["a b", "c"], HOW)
+    other = own_measures.forgotten(model, tiny_t5(len(WORDS), seed=1), WORDS, ["a b", "c"], HOW)
+    assert same["forgotten"][0] == pytest.approx(0, abs=1e-6) and other["forgotten"][0] > 0.001
+
+
+def test_what_is_unrelated(tmp_path):
+    file = read_contexts(contexts(tmp_path))
+    texts = {"mine": file.contexts["mine"].source.texts}
+    bare = own.unrelated(file, texts, None)
+    assert bare == own.split(texts["mine"])[0], "the bare inputs, where the file says nothing"
+    chat = Chat("<{{ messages[0].content }}>")
+    assert own.unrelated(replace(file, unrelated=["x"]), texts, chat) == ["<x>"]
+
+
+# --- whole runs ---
+
+
+def test_a_run_is_made_measured_and_measured_again(run, tmp_path):
+    file, out = contexts(tmp_path), tmp_path / "run"
+    said = run("train", "--contexts", file, "--out", out, *SMALL)
+    assert "teacher prompt    reverse : " in said and "student prompt    task : " in said
+    record = json.loads((out / "record.json").read_text())
+    rows = record["measures"]["after"]["mine"]
+    assert {"kl", "agreement", "identical", "rouge", "milliseconds", "tokens_saved"} <= set(rows) and "exact" not in rows
+    assert rows["identical"][1] <= rows["identical"][0] <= rows["identical"][2] and record["files"]
+    assert record["metrics"]["mine, kl, after"]["values"][0] < record["metrics"]["mine, kl, before"]["values"][0]
+    assert load(out / "student")[0].config == load(ROOT / "data" / "pocket")[0].config
+    again = run("eval", "--model", out / "student", "--device", "cpu", "--precision", "fp32")
+    assert re.search(r"KL\(teacher ‖ student\).*", again)[0].split("|")[1].strip() == own_measures.cell(rows["kl"])
+    assert "| this model |" in again
+    file.write_text(file.read_text() + "\n")
+    assert "is not as it was when this run began" in run("train", "--contexts", file, "--out", out, *SMALL)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_worked_files_run(run, tmp_path, file):
+    said = run("train", "--contexts", file, "--out", tmp_path, "--quick", *SMALL)
+    name, = read_contexts(file).contexts
+    assert "held out" not in said and "no such" not in said and "unrelated" in said
+    teacher = json.loads((tmp_path / "record.json").read_text())["measures"]["after"][name]["teacher_exact"]
+    assert teacher[0] >= 50, "the base does under the teacher's prompt what the references say"
+
+
+def test_there_are_three_worked_files():
+    assert [file.stem for file in FILES] == ["examples", "instruction", "scratchpad"]
+    for file in FILES:
+        model, tokenizer = load(ROOT / read_contexts(file).model)
+        for named in read_contexts(file).contexts.values():
+            prompts = [named.teachers[0].replace("{input}", named.source.texts[0]), *named.source.texts[:50]]
+            assert not [word for prompt in prompts for word in tokenizer.unknown_words(prompt)]
+
+
+def test_one_can_talk_to_a_model(run, tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr("builtins.input", lambda prompt: lines.pop(0) if lines else "")
+    how = ["--model", ROOT / "data" / "pocket", "--device", "cpu", "--precision", "fp32", "--chat"]
+    lines += ["copy : a b c", "reverse : a b c"]
+    assert run("eval", *how).splitlines()[1:3] == ["a b c", "c b a"]
+    lines += ["a b c"]
+    file = contexts(tmp_path, student='"copy : {input}"')
+    assert run("eval", *how, "--contexts", file).splitlines()[1] == "a b c"
+    lines += ["a b c"]
+    assert run("eval", *how, "--contexts", file, "--teacher").splitlines()[1] == "c b a"
+    assert "--context your: " in run("eval", *how, "--contexts", file, "--context", "your")
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize("changes, problem", [
+    ({"answer": '{after = "Final"}'}, "contexts.mine.answer: it is found in only 0 of 6 answers"),
+    ({"inputs": '["a", "A "]'}, "contexts.mine.inputs: there must be two different inputs"),
+    ({"student": '[{role = "user", content = "{input}"}]'}, "contexts.mine: it has chat messages, but the model's folder"),
+    ({"student": '"x"'}, "contexts.mine.student: it has no {input}")])
+def test_what_cannot_be_distilled_is_one_sentence(run, tmp_path, changes, problem):
+    said = run("train", "--contexts", contexts(tmp_path, **changes), "--out", tmp_path / "run", *SMALL)
+    assert said.startswith("error: ") and "my.toml" in said and problem in said
+    assert not (tmp_path / "run" / "student").exists()
+
+
+def test_flags_that_are_missing_or_name_nothing(run, tmp_path):
+    assert "--contexts is missing" in run("train", "--out", tmp_path / "run")
+    assert "none.toml cannot be read: No such file" in run("train", "--contexts", tmp_path / "none.toml", "--out", tmp_path / "run")
+    assert "--contexts is missing" in run("eval", "--model", ROOT / "data" / "pocket")
+
+
+def test_few_inputs_and_a_system_prompt_of_the_template_are_pointed_out(run, tmp_path, capsys):
+    told = run("train", "--contexts", contexts(tmp_path, inputs='["a b", "b c", "d a"]'), "--out", tmp_path / "run", *SMALL)
+    assert "my.toml: contexts.mine.inputs: 3 different inputs are few; of these 1 are held out" in told
+    polite = Chat("{% if messages[0].role != 'system' %}[system] Be polite. {% endif %}{% for m in messages %}[{{ m.role }}] "
+                  "{{ m.content }}{% endfor %}")
+    path = contexts(tmp_path, student='[{role = "user", content = "{input}"}]')
+    own.tell_system(polite, read_contexts(path).contexts["mine"], {})
+    assert "contexts.mine.student: the model's chat template adds a system prompt" in capsys.readouterr().out
+    own.tell_system(Chat("[user] {{ messages[0].content }}"), read_contexts(path).contexts["mine"], {})
+    assert not capsys.readouterr().out
+
+
+def test_a_prompt_longer_than_the_window(tmp_path):
+    named = read_contexts(contexts(tmp_path)).contexts["mine"]
+    model = SimpleNamespace(config=SimpleNamespace(max_positions=12))
+    context = named.context(pool(["a"]), WORDS, None, {})
+    own.check_window(named, context, ["a b c"], model, WORDS, 6)
+    with pytest.raises(ValueError, match=r"my.toml: contexts.mine.teacher: its longest prompt has 6 tokens, which with 7 of .* 12"):
+        own.check_window(named, context, ["a b c"], model, WORDS, 7)
