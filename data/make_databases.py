@@ -41,7 +41,8 @@ def questions_of(database: Database) -> list[dict[str, str]]:
 def main(folder: Path = ROOT / "data" / "databases") -> None:
     databases = draw_databases()
     atomic_json(folder / "tables.json", [database.schema for database in databases])
-    atomic_json(folder / "dev.json", [question for database in databases for question in questions_of(database)])
+    questions = [question for database in databases for question in questions_of(database)]
+    atomic_json(folder / "dev.json", questions)
     atomic_json(folder / "rows.json", {database.schema["db_id"]: database.rows for database in databases})
 
 

@@ -487,7 +487,7 @@ def test_a_folder_that_cannot_be_written(base, tmp_path, refused):
     (["--task", "adition"], "there is no task 'adition'; did you mean addition?; tasks: addition"),
     (["--task=pockett"], "there is no task 'pockett'; did you mean pocket?"),
     (["--task", "sorting"], "there is no task 'sorting'"),
-    ([], "--task is missing; tasks: addition, instructions, explanations, task_ids, curves, pocket"),
+    ([], "--task is missing; tasks: addition, instructions, explanations, task_ids, curves, sql, sql_long, pocket"),
     (["--task"], "argument --task: expected one argument"),
     (["--taks", "addition"], "unknown argument --taks; did you mean --task?"),
     (["--task", "addition", "--techer-epochs", "3"], "unknown argument --techer-epochs; did you mean --teacher-epochs?"),

@@ -80,7 +80,7 @@ class Base:
     tokenizer: Callable[[], TextTokenizer]
     start: Callable[[TextTokenizer, int], nn.Module]  # a model for the tokenizer, from a seed
     item: Item
-    held_out: Callable[[Any, TextTokenizer, int], dict[str, float]]  # percent on n held-out items of each kind
+    held_out: Callable[[Any, TextTokenizer, int], dict[str, float]]  # percent on n items of each kind
     steps: int  # of training
     folder: str  # in data/
     record: str  # scale of the record in results/
@@ -178,9 +178,10 @@ class Pocket(Experiment):
         """Short trainings in a row: after each it shows whether the next may go on to a harder level."""
         level, last, piece = 0, None, max(1, self.settings.steps // PIECES)
         for i in range(PIECES - LAST):
-            yield Stage(name := f"piece-{i}", partial(self.train_piece, name, last, level, piece, i), (last,) * bool(i))
+            name, needs = f"piece-{i}", (last,) if last else ()
+            yield Stage(name, partial(self.train_piece, name, last, level, piece, i), needs)
             yield Stage(f"learnt-{i}", partial(self.learnt, name, level), (name,),
-                        lambda percent, i=i, level=level: f"piece {i + 1}, level {level}: {percent:.1f} % right")
+                        lambda percent, i=i, level=level: f"piece {i}, level {level}: {percent:.1f} % right")
             if not self.folder.file(f"learnt-{i}"):
                 return
             level, last = next_level(level, self.folder.get(f"learnt-{i}")), name
@@ -190,8 +191,8 @@ class Pocket(Experiment):
         """Go on from the piece before. Only the last one's learning rate falls."""
         s = self.settings
         model = self.folder.get(last) if last else self.kind.start(self.tokenizer, self.seed).to(self.device)
-        settings = FitSettings(lr=s.lr, batch_size=s.batch, warmup=0.02, decay=float(name == "base"), clip=1.0,
-                               loss="hard", optimiser=s.optimiser, precision=s.precision)
+        settings = FitSettings(lr=s.lr, batch_size=s.batch, warmup=0.02, decay=float(name == "base"),
+                               clip=1.0, loss="hard", optimiser=s.optimiser, precision=s.precision)
         text = SqlText(self.tokenizer, level, steps, s.batch, combine_seeds((self.seed, number)))
         history = fit(model, text, settings, seed=self.seed, name=f"{name}, level {level}",
                       checkpoint=self.folder.checkpoint(name), save_every=s.save_every)

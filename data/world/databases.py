@@ -1,9 +1,9 @@
 """Small databases in SPIDER's shape, whose users speak a jargon of their own.
 
-Of three tables at most, users ask about one. A jargon word names one of its columns, or a value in it, in this
-database alone. A house style holds for all queries: a condition that no question mentions. So what a question
-means can only be learnt from examples. A hash decides whether a database is for training the base, for
-validation or for the experiment, and whether a question is for practice or for tests.
+Of three tables at most, users ask about one. A jargon word names one of its columns, or a value in it, in
+this database alone. A house style holds for all queries: a condition that no question mentions. So what a
+question means can only be learnt from examples. A hash decides whether a database is for training the base,
+for validation or for the experiment, and whether a question is for practice or for tests.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ ROWS = 12  # of a table
 SPREAD = 4  # different values of a text column
 
 FUNCTIONS = {"largest": "max", "smallest": "min", "average": "avg", "total": "sum"}
-# Question and query: {a}, {b} any column, {n} one of numbers, {c} one of text, {v} a value in it, {k} a number,
-# {f} a function, {t} the table, {h} the house style. The first ones have no conditions but the house style.
+# Question and query: {a}, {b} any column, {n} one of numbers, {c} one of text, {v} a value in it, {k} a
+# number, {f} a function, {t} the table, {h} the house style, which is the first ones' only condition.
 SHAPES = [
     ("list the {a}", "select {a} from {t} where {h}"),
     ("{f} {n}", "select {f} ( {n} ) from {t} where {h}"),

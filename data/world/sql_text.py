@@ -30,7 +30,7 @@ Piece = tuple[str, bool]  # a part of a document; whether it counts in the loss
 DOCUMENT = 9  # questions: the last one has eight examples
 EXAMPLES = (0, 1, 2, 4, 8)  # in the prompts of the held-out figures
 SHORTEST, LONGEST, REPEATED = 4, 12, 64  # words of a random block, and with all its repeats
-COPYING_FIRST, COPYING, WRITING = 0.8, 0.15, 0.05  # share of the batches, see `draw_batch`
+COPYING_FIRST, COPYING, WRITING = 0.8, 0.15, 0.05  # share of the batches, see `draw_documents`
 LEARNT = 97.0  # percent from which the next level begins
 LEVELS = [world.Level(1, 2, 4, 8, 3),  # of this one almost nothing but repeated blocks
           world.Level(1, 2, 4, 8, 3), world.Level(1, 3, 6, 15, 7), world.Level(1, 3, 8, 20),
@@ -40,10 +40,11 @@ LEVELS = [world.Level(1, 2, 4, 8, 3),  # of this one almost nothing but repeated
 def sql_words() -> list[str]:
     """The vocabulary: schemas, users' words, queries."""
     templates = [word for shape in world.SHAPES for text in shape for word in text.split() if "{" not in word]
+    keys, numbers = [f"{name}_id" for name in world.TABLES], map(str, range(world.LARGEST + 1))
     return list(dict.fromkeys([
-        "Question:", "SQL:", "Input:", ";", ":", ",", "|", "=", "(", ")", "id", *world.FUNCTIONS, *world.FUNCTIONS.values(),
-        *templates, *map(str, range(world.LARGEST + 1)), *world.TABLES, *(f"{name}_id" for name in world.TABLES),
-        *world.TEXTS, *world.NUMBERS, *world.VALUES, *world.NONSENSE]))
+        "Question:", "SQL:", "Input:", ";", ",", "(", ")", *templates, *world.FUNCTIONS,
+        *world.FUNCTIONS.values(), *numbers, *world.TABLES, "id", *keys, *world.TEXTS, *world.NUMBERS,
+        *world.VALUES, *world.NONSENSE]))
 
 
 def sql_tokenizer() -> TextTokenizer:
@@ -56,7 +57,8 @@ def sql_tokenizer() -> TextTokenizer:
 def sql_model(tokenizer: TextTokenizer, seed: int) -> Decoder:
     """A random Llama of half a million parameters."""
     config = read_config({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": -(-len(tokenizer) // 8) * 8,
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama",
+        "vocab_size": -(-len(tokenizer) // 8) * 8,
         "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4,
         "num_key_value_heads": 4, "max_position_embeddings": 1024, "rms_norm_eps": 1e-6, "hidden_act": "silu",
         "tie_word_embeddings": True, "eos_token_id": tokenizer.eos_id})
@@ -99,9 +101,10 @@ def draw_documents(rng: random.Random, level: int, n: int) -> list[list[Piece]]:
 
 
 def as_batch(tokenizer: TextTokenizer, documents: list[list[Piece]]) -> tuple[Tensor, LabelBatch]:
-    """First words as prompts [B, 1], the others as answers [B, T], of which the pieces that count are labels."""
+    """First words as prompts [B, 1], the others as answers [B, T], with a mask of the pieces that count."""
     ids = tokenizer.backend.get_vocab()
-    rows = [[(ids[word], counts) for text, counts in document for word in text.split()] for document in documents]
+    rows = [[(ids[word], counts) for text, counts in document for word in text.split()]
+            for document in documents]
     longest = max(map(len, rows))
     padded = torch.tensor([row + [(0, False)] * (longest - len(row)) for row in rows])
     tokens, mask = padded[:, 1:, 0], padded[:, 1:, 1].bool()
@@ -112,7 +115,8 @@ class SqlText:
     """Batches of documents of one level, by step number."""
 
     def __init__(self, tokenizer: TextTokenizer, level: int, steps: int, batch_size: int, seed: int):
-        self.tokenizer, self.level, self.steps, self.batch_size, self.seed = tokenizer, level, steps, batch_size, seed
+        self.tokenizer, self.level, self.steps = tokenizer, level, steps
+        self.batch_size, self.seed = batch_size, seed
 
     def __len__(self) -> int:
         return self.steps
@@ -170,8 +174,10 @@ def held_out_queries(model: nn.Module, tokenizer: TextTokenizer, n: int) -> dict
     drawn = [world.draw_database(rng, "validation") for _ in range(n)]
     questions = [asked(database, rng, DOCUMENT) for database in drawn]
     for shown in EXAMPLES:
-        prompts = [sql_prompt(d.schema, p[:shown], p[-1].question) for d, p in zip(drawn, questions)]
+        prompts = [sql_prompt(database.schema, pairs[:shown], pairs[-1].question)
+                   for database, pairs in zip(drawn, questions)]
         written = map(tokenizer.decode, generate(model, tokenizer.encode_all(prompts), 40, temperature=0))
-        right = [sql_exact_match(text, p[-1].query, d.schema) for text, p, d in zip(written, questions, drawn)]
+        right = [sql_exact_match(query, pairs[-1].query, database.schema)
+                 for query, pairs, database in zip(written, questions, drawn)]
         result[f"{shown} examples"] = round(100 * sum(right) / n, 2)
     return result

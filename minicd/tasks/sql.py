@@ -1,17 +1,17 @@
 """Distilling examples beats gradient descent on them (hypothesis 4; paper, section 3.2): questions to SQL.
 
-Each database has a student of its own. T_t is its schema, 4 or 8 questions with their queries, and a question;
-T_s has no examples; f is the identity; D is a pool of the database's unlabelled questions, or the model itself,
-which continues the questions of the examples. The baseline is gradient descent on the same examples, all in
-one batch. The measure is SPIDER's exact set match, and where rows are known, whether the results are equal.
+Each database has a student of its own. T_t is its schema, 4 or 8 questions with their queries, and a
+question; T_s has no examples; f is the identity; D is a pool of the database's unlabelled questions, or the
+model itself, which continues the questions of the examples. The baseline is gradient descent on the same
+examples, all in one batch. The measure is SPIDER's exact set match and, where rows are known, whether the
+results are equal.
 """
 
 from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cached_property, partial
-from pathlib import Path
+from functools import partial
 from typing import Any, Iterator
 
 import numpy as np
@@ -19,131 +19,40 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..distill import Context, Template, combine_seeds, identity
+from ..distill import Context, combine_seeds, identity
 from ..labels import Examples
 from ..metrics.significance import bootstrap_interval
 from ..training import Run
-from . import differs, sql_eval
+from . import differs
 from .inputs import Inputs, NearCopies, few_shot_inputs, pool
-from .instruction_tasks import TaskExperiment, TaskSettings
 from .report import Record, pm, seeds_of, table
 from .run import Stage
 from .settings import option
 from .spider import Question
-from .sql_eval import DATA, LONGEST, SHOTS, QueriedDatabase, SqlEval, load_databases
+from .sql_eval import SHOTS, QueriedDatabase
+from .sql_tasks import SPIDER, SqlExperiment, SqlTaskSettings
 
 ROWS = {"teacher": "teacher, examples in the prompt", "before": "student before",
         "after": "**student after**, inputs from a pool", "written": "**student after**, inputs by the model",
         "best": "gradient descent on the examples, best epoch",
         "last": "gradient descent on the examples, last epoch"}
-ROWS_OF = {"pool": ["after"], "model": ["written"], "both": ["after", "written"]}
+STUDENTS = {"pool": ["after"], "model": ["written"], "both": ["after", "written"]}  # --inputs → rows
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)  # of --descent-lr, from which the best is chosen
 RATED = 4  # databases on which it is chosen, at most
 
 
 @dataclass
-class SqlSettings(TaskSettings):
-    """One seed of the experiment. The defaults are the pocket scale."""
+class SqlSettings(SqlTaskSettings):
+    """One seed of the experiment."""
 
-    model: str = option("data/pocket-sql", "folder or hub id of a decoder that uses examples in its prompt")
-    data: str = option(DATA, "folder with tables.json and dev.json as in SPIDER, and rows.json if there is one")
-    databases: int = option(12, "the first ones with enough questions", least=1, unit="databases")
-    practice_inputs: int = option(300, "for each student", least=1, unit="questions")
-    epochs: float = option(6.0, "passes over the practice set", least=1e-3, most=1e6)
-    max_new_tokens: int = option(LONGEST, "longest query", least=1, most=4096, unit="tokens")
-    test_instances: int = option(100, "of each database, at most", least=1, most=10_000, unit="questions")
-    inputs: str = option("both", "what the student practises on: a pool of questions, questions that the model "
-                         "writes, or both, a student for each", choices=ROWS_OF)
+    inputs: str = option("both", "what the student practises on: a pool of questions, questions that the "
+                         "model writes, or both, a student for each", choices=STUDENTS)
     max_input_tokens: int = option(24, "longest question that it may write", least=1, unit="tokens")
     input_temperature: float = option(1.0, "at which it writes them", above=0, most=10)
     descent_epochs: int = option(25, "of gradient descent on the examples", least=1, most=10_000)
-    descent_lr: float = option(1e-3, "of gradient descent: the best of a tenth of it to ten times it, on other "
-                               "databases", above=0, most=1)
+    descent_lr: float = option(1e-3, "of gradient descent: the best of a tenth of it to ten times it, on "
+                               "other databases", above=0, most=1)
     look_every: int = option(1, "between looks for the best one", least=1, unit="epochs")
-    tuning_items: int = option(0, "of other databases, with 0 to 8 examples in the prompt, to tune the model on "
-                               "first; 0: it stays as it is", least=0, unit="questions")
-    tuning_epochs: float = option(2.0, "passes over these", least=1e-3, most=1e6)
-
-
-SPIDER = dict(scale="spider", model="data/smollm2", data="data/spider", plain=True, databases=8, epochs=3.0,
-              practice_inputs=120, chunk=60, lr=1e-4, batch_size=16, max_new_tokens=64, test_instances=25,
-              inputs="pool", descent_lr=1e-4, look_every=5, tuning_items=1500, save_every=300.0)
-
-
-class SqlExperiment(TaskExperiment):
-    """Stages on the databases of a folder."""
-
-    Eval, RECORDS = SqlEval, ("pocket", "spider")
-    ask, examine = staticmethod(sql_eval.ask), staticmethod(sql_eval.examine)
-
-    @cached_property
-    def databases(self) -> tuple[list[QueriedDatabase], list[QueriedDatabase]]:
-        """Those of the experiment, and the others. Raises ValueError where there are too few."""
-        found, wanted = load_databases(self.data), self.settings.databases
-        large = [database for database in found if database.tests and len(database.others) > max(SHOTS)]
-        tested = large[:wanted]
-        if len(tested) < wanted:
-            raise ValueError(f"{wanted} databases are asked for, but {self.settings.data} has only {len(large)} "
-                             "with enough questions")
-        return tested, [database for database in found if database not in tested]
-
-    @property
-    def tested(self) -> list[QueriedDatabase]:
-        return self.databases[0]
-
-    def files(self) -> list[Path]:
-        return [path for name in ("tables.json", "dev.json", "rows.json") if (path := self.data / name).exists()]
-
-    @cached_property
-    def tuned(self) -> nn.Module:
-        return self.folder.get("tuned")
-
-    @property
-    def base(self) -> nn.Module:
-        return self.tuned if self.settings.tuning_items else self.loaded[0]
-
-    def stages(self) -> Iterator[Stage]:
-        if self.settings.tuning_items:
-            yield Stage("tuned", self.tune)
-            if not self.folder.file("tuned"):
-                return
-        yield from self.own_stages()
-
-    def own_stages(self) -> Iterator[Stage]:
-        raise NotImplementedError
-
-    def tune(self) -> nn.Module:
-        """The model, tuned on other databases: a question after none to eight others with their queries."""
-        rng, others = np.random.default_rng((self.seed, 3)), self.databases[1]
-        prompts, answers = [], []
-        for _ in range(self.settings.tuning_items):
-            database = others[rng.integers(len(others))]
-            most = min(max(SHOTS) + 1, len(database.questions))
-            *shown, last = [database.questions[i] for i in rng.permutation(len(database.questions))
-                            [: rng.integers(1, most + 1)]]
-            prompts.append(database.prompt(shown)(last.question))
-            answers.append(self.answer(last))
-        examples = Examples.hard(self.tokenizer.encode_all(prompts), self.tokenizer.encode_answers(answers))
-        return self.fit_copy(self.loaded[0], examples, self.settings.fit_settings(loss="hard"),
-                             self.settings.tuning_epochs, "tuned")
-
-    def answer(self, question: Question) -> str:
-        """As in the prompt. A plain model's tokens begin with a space, and its line ends after a semicolon."""
-        query = sql_eval.one_line(question.query)
-        return f" {query} ;" if self.settings.plain else query
-
-    def drawn(self, database: QueriedDatabase) -> tuple[list[Question], list[str]]:
-        """The seed's examples and its pool."""
-        return database.draw((self.seed, self.tested.index(database) if database in self.tested else 10_000))
-
-    def score(self, model: nn.Module, database: QueriedDatabase, template: Template,
-              name: str = "") -> dict[str, float]:
-        return sql_eval.score(model, self.tokenizer, database, template, self.settings, name)
-
-    def drop_copies(self, database: QueriedDatabase) -> None:
-        """Of finished students, which stay in folders of their own."""
-        for copy in (self.folder.path / database.name).rglob("round-*/student.safetensors"):
-            copy.unlink()
 
 
 class Sql(SqlExperiment):
@@ -152,14 +61,14 @@ class Sql(SqlExperiment):
     TITLE = "Examples are internalised: questions to SQL (hypothesis 4)"
     DIFFERS = differs.SQL
     Settings = SqlSettings
-    SCALES = {"pocket": {}, "spider": SPIDER}
+    SCALES = {"pocket": {}, "spider": {**SPIDER, "inputs": "pool", "descent_lr": 1e-4, "look_every": 5}}
     QUICK = dict(databases=2, practice_inputs=96, epochs=3.0, test_instances=25, look_every=5)
     PAPER = {"teacher_4": 27.7, "teacher_8": 28.2, "before_4": 0.3, "before_8": 0.3, "after_4": 22.1,
              "after_8": 27.9, "best_4": 13.4, "best_8": 18.9}
 
     @property
     def students(self) -> list[str]:
-        return ROWS_OF[self.settings.inputs]
+        return STUDENTS[self.settings.inputs]
 
     def own_stages(self) -> Iterator[Stage]:
         yield self.example(lambda: self.context(self.tested[0], SHOTS[0], self.students[0]))
@@ -168,11 +77,13 @@ class Sql(SqlExperiment):
                 f"gradient descent on {n} examples: learning rate {rates['best']:g} for the best epoch, "
                 f"{rates['last']:g} for the last"))
         for database in self.tested:
-            students = {(row, n): f"{database.name}/student_{row}-{n}" for row in self.students for n in SHOTS}
+            students = {(row, n): f"{database.name}/student_{row}-{n}"
+                        for row in self.students for n in SHOTS}
             for (row, n), name in students.items():
                 yield Stage(name, partial(self.student, database, n, row))
             for n in SHOTS:
-                yield Stage(f"descent-{database.name}-{n}", partial(self.descents, database, n), (f"rates-{n}",))
+                yield Stage(f"descent-{database.name}-{n}", partial(self.descents, database, n),
+                            (f"rates-{n}",))
             yield Stage(f"score-{database.name}", partial(self.scores, database), tuple(students.values()),
                         lambda s, name=database.name: f"{name}: " + ", ".join(
                             f"{row} {s[row]['match']:.0f}" for row in s))
@@ -211,14 +122,15 @@ class Sql(SqlExperiment):
 
     def rates(self, n: int) -> dict[str, float]:
         """The learning rates that are best for the best and for the last epoch, on other databases."""
-        others = [d for d in self.databases[1] if d.tests and len(d.others) > max(SHOTS)][:RATED]
+        others = [database for database in self.databases[1] if database.is_large][:RATED]
         if not others:
-            raise ValueError(f"{self.settings.data} has no other databases with enough questions to choose the "
-                             "learning rate of gradient descent on: --databases has to be smaller")
+            raise ValueError(f"{self.settings.data} has no other databases with enough questions to choose "
+                             "the learning rate of gradient descent on: --databases has to be smaller")
         matches = {rate: np.mean([[looks["best"]["match"], looks["last"]["match"]] for database in others
                                   for looks in [self.descend(database, n, rate)]], axis=0)
                    for rate in (factor * self.settings.descent_lr for factor in FACTORS)}
-        return {epoch: max(matches, key=lambda rate: matches[rate][i]) for i, epoch in enumerate(("best", "last"))}
+        return {epoch: max(matches, key=lambda rate: matches[rate][i])
+                for i, epoch in enumerate(("best", "last"))}
 
     def descents(self, database: QueriedDatabase, n: int) -> dict[str, dict[str, float]]:
         """The best and the last epoch, each with its own learning rate."""
@@ -259,7 +171,8 @@ class Sql(SqlExperiment):
         metrics = {row + ("" if measure == "match" else f"_{measure}"):
                    float(np.mean([rows[row][measure] for rows in by_database.values()]))
                    for measure in first["before_4"] for row in first}
-        match = {name: {row: found["match"] for row, found in rows.items()} for name, rows in by_database.items()}
+        match = {name: {row: found["match"] for row, found in rows.items()}
+                 for name, rows in by_database.items()}
         return {"metrics": metrics, "by_database": match, "by_seed": {str(self.seed): match},
                 "rates": {str(n): self.folder.get(f"rates-{n}") for n in SHOTS}}
 
@@ -272,8 +185,8 @@ class Sql(SqlExperiment):
                 continue
             best = f"best_{row.split('_')[1]}"
             points = [[seed[name][row] - seed[name][best] for seed in seeds] for name in seeds[0]]
-            low, high = bootstrap_interval(points)
-            leads[row] = {"mean": round(float(np.mean(points)), 2), "low": round(low, 2), "high": round(high, 2)}
+            numbers = (np.mean(points), *bootstrap_interval(points))
+            leads[row] = {name: round(float(x), 2) for name, x in zip(("mean", "low", "high"), numbers)}
         return record | {"leads": leads}
 
     @classmethod
@@ -299,12 +212,12 @@ class Sql(SqlExperiment):
         metrics = record["metrics"]
         row = "after" if "after_4" in metrics else "written"
         after, teacher, best = (pm(metrics[f"{name}_4"]) for name in (row, "teacher", "best"))
-        return (f"exact set match {after} % after distilling 4 examples, {teacher} with them in the prompt, {best} "
-                "after gradient descent on them, best epoch (paper: 22.1, 27.7, 13.4)")
+        return (f"exact set match {after} % after distilling 4 examples, {teacher} with them in the prompt, "
+                f"{best} after gradient descent on them, best epoch (paper: 22.1, 27.7, 13.4)")
 
 
 def leads_line(record: Record) -> str:
     parts = [f"{row.split('_')[0]}, {row.split('_')[1]} examples: {lead['mean']:+.1f} points "
              f"({lead['low']:+.1f} to {lead['high']:+.1f})" for row, lead in record["leads"].items()]
-    return ("Student − gradient descent's best epoch (with the 95 % interval, bootstrap over databases and seeds; "
+    return ("Student − gradient descent's best epoch (95 % interval: bootstrap over databases and seeds; "
             f"paper: +8.7 and +9.0): {'; '.join(parts)}")

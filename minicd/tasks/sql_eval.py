@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Sequence
+from zlib import crc32
 
 import numpy as np
 from torch import nn
@@ -56,9 +57,14 @@ class QueriedDatabase:
         """T_t with these examples, T_s with none."""
         return lambda question: sql_prompt(self.schema, examples, question)
 
-    def draw(self, seed: tuple[int, ...]) -> tuple[list[Question], list[str]]:
+    @property
+    def is_large(self) -> bool:
+        """Whether there are enough questions to test, to show, and to practise on."""
+        return bool(self.tests) and len(self.others) > max(SHOTS)
+
+    def draw(self, seed: int) -> tuple[list[Question], list[str]]:
         """As many examples as the longest prompt has, and the other questions that are not for tests."""
-        order = np.random.default_rng(seed).permutation(len(self.others))
+        order = np.random.default_rng((seed, crc32(self.name.encode()))).permutation(len(self.others))
         drawn = [self.others[i] for i in order]
         return drawn[: max(SHOTS)], [question.question for question in drawn[max(SHOTS) :]]
 
@@ -96,9 +102,9 @@ def score(model: nn.Module, tokenizer: TextTokenizer, database: QueriedDatabase,
     """Greedy answers to the test questions: percent of exact set matches and, with rows, of equal results."""
     tests = database.tests[: settings.test_instances]
     prompts = tokenizer.encode_all([template(test.question) for test in tests])
-    written = map(tokenizer.decode, generate(model, prompts, settings.max_new_tokens or LONGEST, temperature=0,
-                                             progress=name, precision=settings.precision))
-    pairs = [(text, test.query) for text, test in zip(written, tests)]
+    written = generate(model, prompts, settings.max_new_tokens or LONGEST, temperature=0, progress=name,
+                       precision=settings.precision)
+    pairs = [(tokenizer.decode(tokens), test.query) for tokens, test in zip(written, tests)]
     found = {"match": [sql_exact_match(*pair, database.schema) for pair in pairs]}
     if database.rows:
         found["execution"] = [execution_match(*pair, database.connection) for pair in pairs]
@@ -112,7 +118,7 @@ def score(model: nn.Module, tokenizer: TextTokenizer, database: QueriedDatabase,
 class SqlEval(EvalSettings):
     """How eval.py examines a model on databases."""
 
-    data: str = option(DATA, "folder with tables.json and dev.json as in SPIDER, and rows.json if there is one")
+    data: str = option(DATA, "folder with SPIDER's tables.json and dev.json, and rows.json if there is one")
     database: str = option("", "only this one, by its name (db_id); to --ask, the first unless named")
     test_instances: int = option(100, "of each database", least=1, most=10_000, unit="questions")
     max_new_tokens: int | None = option(None, f"longest query; as in the run, or {LONGEST} tokens",
@@ -125,8 +131,8 @@ def chosen(settings: SqlEval) -> list[QueriedDatabase]:
     found = load_databases(Path(beside(settings.data)))
     named = [database for database in found if settings.database in ("", database.name)]
     if not named:
-        raise ValueError(f"--database {settings.database}: {settings.data} has no such database with questions; "
-                         f"it has {', '.join(database.name for database in found)}")
+        raise ValueError(f"--database {settings.database}: {settings.data} has no such database; it has "
+                         f"{', '.join(database.name for database in found)}")
     return named
 
 
@@ -146,7 +152,7 @@ def examine(model: nn.Module, tokenizer: TextTokenizer, settings: SqlEval, folde
         end_with_line(model, tokenizer)
     lines = []
     for database in chosen(settings):
-        examples, _ = database.draw((0,))
+        examples, _ = database.draw(0)
         for n in (0, *SHOTS):
             found = score(model, tokenizer, database, database.prompt(examples[:n]), settings, database.name)
             lines.append(f"{database.name}, {n} examples: "

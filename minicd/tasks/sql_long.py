@@ -1,9 +1,9 @@
 """More examples than the window holds are internalised (hypothesis 5; paper, section 3.3, "long contexts").
 
 No prompt may have more than 4 of a database's 8 examples. The teacher's prompts are 8 random fours of them,
-whose probabilities are averaged; the student sees the first four, too. And what the choice of round costs: the
-first four and the other four in one round (simultaneous), one after the other (sequential), and one after the
-other where the second teacher is the first student (recursive). Those students see no example.
+whose probabilities are averaged; the student sees the first four, too. And what the choice of round costs:
+the first four and the other four in one round (simultaneous), one after the other (sequential), and one after
+the other where the second teacher is the first student (recursive). Those students see no example.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from .inputs import pool
 from .report import Record, pm, seeds_of, table
 from .run import Stage
 from .settings import option
-from .sql import SPIDER, SqlExperiment, SqlSettings
 from .sql_eval import SHOTS, QueriedDatabase
+from .sql_tasks import SPIDER, SqlExperiment, SqlTaskSettings
 
 ROWS = {"teacher": "teacher, four examples in the prompt (mean of its prompts)",
         "all": "for comparison: all eight in one prompt", "before": "student before, sees the first four",
@@ -35,10 +35,11 @@ WINDOW, MOST = SHOTS  # examples in a prompt, and of a database
 
 
 @dataclass
-class LongSettings(SqlSettings):
-    """One seed of the experiment. The defaults are the pocket scale."""
+class LongSettings(SqlTaskSettings):
+    """One seed of the experiment."""
 
-    teachers: int = option(8, "of the teacher, random fours of the examples", least=2, most=70, unit="prompts")
+    teachers: int = option(8, "of the teacher: random fours of the examples", least=2, most=70,
+                           unit="prompts")
 
 
 class LongSql(SqlExperiment):
@@ -86,13 +87,15 @@ class LongSql(SqlExperiment):
         """Row → its measures."""
         examples, _ = self.drawn(database)
         bare, four = database.prompt(), database.prompt(examples[:WINDOW])
+        of_base = {"all": database.prompt(examples), "before": four, "before_bare": bare}
         found = {row: self.score(self.base, database, template, f"{row} on {database.name}")
-                 for row, template in (("all", database.prompt(examples)), ("before", four), ("before_bare", bare))}
+                 for row, template in of_base.items()}
         taught = [self.score(self.base, database, template) for template in self.teachers(database)]
         found["teacher"] = {key: float(np.mean([each[key] for each in taught])) for key in taught[0]}
         for row in STUDENTS:
             student = self.folder.get(f"{database.name}/student_{row}")
-            found[row] = self.score(student, database, four if row == "after" else bare, f"{row} on {database.name}")
+            template = four if row == "after" else bare
+            found[row] = self.score(student, database, template, f"{row} on {database.name}")
         self.drop_copies(database)
         return found
 
@@ -117,17 +120,18 @@ class LongSql(SqlExperiment):
     def table(cls, record: Record) -> str:
         metrics, gain, by_database = record["metrics"], record["gain"], record["by_database"]
         runs = "teacher_execution" in metrics
-        rows = [[title, pm(metrics[row]), *[pm(metrics[f"{row}_execution"])] * runs] for row, title in ROWS.items()]
+        rows = [[title, *(pm(metrics[row + kind]) for kind in ("", "_execution")[: 1 + runs])]
+                for row, title in ROWS.items()]
         each = [[name, *(f"{found[row]:.0f}" for row in ROWS)] for name, found in by_database.items()]
         return "\n\n".join([
             f"Mean of {len(by_database)} databases, {seeds_of(record)}",
             table(["", "exact set match, %", *["right result, %"] * runs], rows),
-            f"The student gains {gain['mean']:+.1f} points, on {gain['better']} of {gain['databases']} databases: "
-            f"p = {gain['p_value']:.4f} (signed-rank test over databases, one-sided, exact)",
+            f"The student gains {gain['mean']:+.1f} points, and on {gain['better']} of {gain['databases']} "
+            f"databases: p = {gain['p_value']:.4f} (signed-rank test over databases, one-sided, exact)",
             table(["match", *ROWS], each)])
 
     @classmethod
     def headline(cls, record: Record) -> str:
         after, before = (pm(record["metrics"][name]) for name in ("after", "before"))
-        return (f"exact set match {before} % with four examples in the prompt, {after} after distilling eight, "
-                f"p = {record['gain']['p_value']:.4f} over databases (paper: after > before)")
+        return (f"exact set match {before} % with four examples in the prompt, {after} after distilling "
+                f"eight, p = {record['gain']['p_value']:.4f} over databases (paper: after > before)")
