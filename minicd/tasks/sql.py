@@ -102,7 +102,7 @@ class Sql(SqlExperiment):
                                s.max_input_tokens, tests, s.precision, s.input_temperature)
 
     def student(self, database: QueriedDatabase, n: int, row: str) -> nn.Module:
-        seed = combine_seeds((self.seed, self.tested.index(database), n))
+        seed = combine_seeds((self.seed, 10 * self.tested.index(database) + n))
         return self.distill_rounds(f"{database.name}/{row}-{n}", [[self.context(database, n, row)]], seed)
 
     def scores(self, database: QueriedDatabase) -> dict[str, dict[str, float]]:
