@@ -246,8 +246,10 @@ def test_learnt_counts_whole_last_queries_that_examples_cover(tokenizer):
         assert counts and query.startswith("select") and not any(counts for _, counts in before)
         said = {word for text, _ in before for word in text.split()}
         assert all(word in said for word in question.split() if word in world.NONSENSE)
-    assert sql_text.next_level(2, 96.9) == 2 and sql_text.next_level(2, 97.0) == 3
-    assert sql_text.next_level(len(sql_text.LEVELS) - 1, 100.0) == len(sql_text.LEVELS) - 1
+    assert [sql_text.next_level(2, percents) for percents in ([96.9], [97.0], [1.0] * 2, [1.0] * 3)] == [2, 3, 2, 3]
+    assert sql_text.next_level(0, [90.0]) == 1 and sql_text.next_level(len(sql_text.LEVELS) - 1, [100.0]) == len(sql_text.LEVELS) - 1
+    pieces = (len(sql_text.LEVELS) - 1) * sql_text.TRIES  # after as many the hardest level begins in any case
+    assert pieces <= bases.PIECES - bases.LAST
 
 
 def tiny_decoder(tokenizer, seed: int) -> Decoder:

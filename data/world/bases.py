@@ -176,7 +176,7 @@ class Pocket(Experiment):
 
     def pieces(self) -> Iterator[Stage]:
         """Short trainings in a row: after each it shows whether the next may go on to a harder level."""
-        level, last, piece = 0, None, max(1, self.settings.steps // PIECES)
+        level, last, piece, percents = 0, None, max(1, self.settings.steps // PIECES), []
         for i in range(PIECES - LAST):
             name, needs = f"piece-{i}", (last,) if last else ()
             yield Stage(name, partial(self.train_piece, name, last, level, piece, i), needs)
@@ -184,7 +184,9 @@ class Pocket(Experiment):
                         lambda percent, i=i, level=level: f"piece {i}, level {level}: {percent:.1f} % right")
             if not self.folder.file(f"learnt-{i}"):
                 return
-            level, last = next_level(level, self.folder.get(f"learnt-{i}")), name
+            percents.append(self.folder.get(f"learnt-{i}"))
+            before, level, last = level, next_level(level, percents), name
+            percents = percents if level == before else []
         yield Stage("base", partial(self.train_piece, "base", last, level, LAST * piece, PIECES), (last,))
 
     def train_piece(self, name: str, last: str | None, level: int, steps: int, number: int) -> nn.Module:

@@ -31,8 +31,9 @@ DOCUMENT = 9  # questions: the last one has eight examples
 EXAMPLES = (0, 1, 2, 4, 8)  # in the prompts of the held-out figures
 SHORTEST, LONGEST, REPEATED = 4, 12, 64  # words of a random block, and with all its repeats
 COPYING_FIRST, COPYING, WRITING = 0.8, 0.15, 0.05  # share of the batches, see `draw_documents`
-LEARNT = 97.0  # percent from which the next level begins
-LEVELS = [world.Level(1, 2, 4, 8, 3),  # of this one almost nothing but repeated blocks
+LEARNT, COPIES = 97.0, 90.0  # percent from which the next level begins; of the first one
+TRIES = 3  # pieces of training after which it begins anyway
+LEVELS = [world.Level(1, 2, 4, 8, 3),  # of this one little is seen beside repeated blocks
           world.Level(1, 2, 4, 8, 3), world.Level(1, 3, 6, 15, 7), world.Level(1, 3, 8, 20),
           world.Level(2, 4, 12, 30), world.FULL]
 
@@ -86,8 +87,8 @@ def inputs(database: world.Database, rng: random.Random) -> list[Piece]:
 
 
 def blocks(rng: random.Random) -> list[Piece]:
-    """A block of random words again and again."""
-    block = " ".join(rng.choices(sql_words(), k=rng.randint(SHORTEST, LONGEST)))
+    """A block of different random words again and again."""
+    block = " ".join(rng.sample(sql_words(), rng.randint(SHORTEST, LONGEST)))
     return [(block, False), *[(block, True)] * (REPEATED // len(block.split()) - 1)]
 
 
@@ -164,8 +165,10 @@ def learnt(model: nn.Module, tokenizer: TextTokenizer, level: int, n: int) -> fl
     return 100 * sum(right) / n
 
 
-def next_level(level: int, percent: float) -> int:
-    return min(level + (percent >= LEARNT), len(LEVELS) - 1)
+def next_level(level: int, percents: list[float]) -> int:
+    """The level after pieces of training on this one that ended with so many percent learnt."""
+    enough = percents[-1] >= (LEARNT if level else COPIES) or len(percents) >= TRIES
+    return min(level + enough, len(LEVELS) - 1)
 
 
 def held_out_queries(model: nn.Module, tokenizer: TextTokenizer, n: int) -> dict[str, float]:

@@ -37,6 +37,9 @@ BASE = """
   begins with definitions alone and brings examples in the last half, since nothing was learnt from all at
   once ([LOG.md](LOG.md)); it goes on from `data/pocket`, so that copying need not be learnt anew. An eighth
   of the last half has no instruction.
+* **The base of questions about databases** is a decoder that knows 250 words. It was trained on
+  nothing but repeated blocks and generated databases, which grow with what it has learnt: the figures are of
+  other databases, with 0 to 8 examples in the prompt.
 """
 
 INSTRUCTIONS = """

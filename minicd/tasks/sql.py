@@ -62,7 +62,7 @@ class Sql(SqlExperiment):
     DIFFERS = differs.SQL
     Settings = SqlSettings
     SCALES = {"pocket": {}, "spider": {**SPIDER, "inputs": "pool", "descent_lr": 1e-4, "look_every": 5}}
-    QUICK = dict(databases=2, practice_inputs=96, epochs=3.0, test_instances=25, look_every=5)
+    QUICK = dict(databases=2, practice_inputs=96, epochs=3.0, test_instances=25, look_every=9)
     PAPER = {"teacher_4": 27.7, "teacher_8": 28.2, "before_4": 0.3, "before_8": 0.3, "after_4": 22.1,
              "after_8": 27.9, "best_4": 13.4, "best_8": 18.9}
 
