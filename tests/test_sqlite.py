@@ -43,7 +43,8 @@ VERDICTS = [
     ("wrong", "SELECT id , kind FROM animal", "SELECT kind , id FROM animal"),
     ("wrong", "SELECT id FROM animal WHERE id > 9", "SELECT id , kind FROM animal WHERE id > 9"),
     ("right", "SELECT sum(weight) FROM animal", "SELECT 0.1 + 0.2 + 505.2 FROM field WHERE id = 1"),
-    ("right", "SELECT count(*) FROM field", "SELECT 2.0"),
+    ("right", "SELECT count(*) FROM field", "SELECT 2.0"), ("right", "SELECT 123456789012", "SELECT 123456789012.0"),
+    ("wrong", "SELECT 123456789012", "SELECT 123456789013"), ("wrong", "SELECT 0.25", "SELECT 0.2500001"),
     ("wrong", "SELECT count(*) FROM field", "SELECT '2'"),
     ("right", "WITH a AS (SELECT id FROM animal) SELECT count(*) FROM a", "SELECT count(*) FROM animal"),
     ("invalid", "SELECT id FROM field", "SELECT nothing FROM field"), ("invalid", "SELECT id FROM field", "SELECT id FROM"),
@@ -80,7 +81,7 @@ HOSTILE = {
         "select count(*) from " + ", ".join(f"animal a{i}" for i in range(20)), "select 1 from " + ", ".join(f"animal a{i}" for i in range(20)),
         "with recursive c(x) as (select 1 union all select x + 1 from c) select * from c",
         "with recursive c(x) as (select 1 union all select x + 1 from c) select x from c order by x",
-        f"select {LONG} || {LONG}", f"with recursive c(s) as (select 'a' union all select s || s from c) select max(s) from c",
+        f"select {LONG} || {LONG}", "with recursive c(s) as (select 'a' union all select s || s from c) select max(s) from c",
         f"select replace({LONG}, 'a', {LONG})", "select '" + "x" * 100_000 + "'", f"with a0 as (select 1 x), {NESTED} select * from a29",
         flattened(8)]}
 

@@ -4,10 +4,10 @@ Both queries are parsed and compared clause by clause. What counts is not always
 
 * numbers, strings and columns on the right of a comparison do not count, nor DISTINCT, nor a limit's number;
   but in a query inside FROM values and DISTINCT count, and in one inside a condition DISTINCT does;
-* columns that foreign keys connect are the same column, if FROM names the column's table; not in queries inside
-  FROM or inside a condition;
-* the order of SELECT's columns, of conditions and of joined tables does not count; that of GROUP BY, HAVING and
-  ORDER BY does;
+* columns that foreign keys connect are the same column, if FROM names the column's table; not in queries
+  inside FROM or inside a condition;
+* the order of SELECT's columns, of conditions and of joined tables does not count; that of GROUP BY, HAVING
+  and ORDER BY does;
 * AND and OR count as a set, and the conditions of ON only by the words OR, NOT, IN and LIKE in them.
 """
 

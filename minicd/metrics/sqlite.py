@@ -1,8 +1,8 @@
 """Execution accuracy: queries that a model wrote, run on a real SQLite database in memory.
 
 Such a query is data, not trusted code. An authorizer lets it only read the database's own tables and call
-functions that depend on nothing else; SQLite's limits bound the length of texts and the number of clauses; and
-a count of steps ends what runs too long. A clock is behind the count, for queries of slow steps.
+functions that depend on nothing else; SQLite's limits bound the length of texts and the number of clauses;
+and a count of steps ends what runs too long. A clock is behind the count, for queries of slow steps.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ LIMITS = {sqlite3.SQLITE_LIMIT_LENGTH: LENGTH, sqlite3.SQLITE_LIMIT_SQL_LENGTH: 
 FUNCTIONS = frozenset("""
     abs avg ceil ceiling coalesce concat concat_ws count cume_dist date datetime dense_rank first_value floor
     glob group_concat ifnull iif instr julianday lag last_value lead length like lower ltrim max min mod
-    nth_value ntile nullif percent_rank power rank replace round row_number rtrim sign sqrt strftime string_agg
-    substr substring sum time total trim trunc typeof unicode upper""".split())
-TYPES = {"number": "NUMERIC", "text": "TEXT", "time": "TEXT"}  # of tables.json; others keep values as they are
+    nth_value ntile nullif percent_rank power rank replace round row_number rtrim sign sqrt strftime
+    string_agg substr substring sum time total trim trunc typeof unicode upper""".split())
+TYPES = {"number": "NUMERIC", "text": "TEXT", "time": "TEXT"}  # of tables.json; others keep values as is
 COPIES = 1_000_000  # of inner queries and their columns
 COMMENT = r"--[^\n]*|/\*.*?(?:\*/|\Z)"
 TOKEN = re.compile(rf"""'[^']*'|"[^"]*"|`[^`]*`|\[[^]]*\]|{COMMENT}|\w+|[(),]""", re.DOTALL)
 INTRODUCE = ("from", "join", "as", "materialized", ",", "(")  # what stands before a query in FROM or WITH
 KEYWORDS = frozenset("""
-    ( ) , select distinct from join inner left outer cross on as where and or not in is null like between exists
-    group order by having limit offset asc desc union all intersect except with recursive case when then else
-    end""".split())
+    ( ) , select distinct from join inner left outer cross on as where and or not in is null like between
+    exists group order by having limit offset asc desc union all intersect except with recursive case when
+    then else end""".split())
 
 
 class QueryError(ValueError):
@@ -59,7 +59,7 @@ class Result(NamedTuple):
 def build_database(schema: dict, rows: Mapping[str, Sequence[Sequence[Any]]]) -> sqlite3.Connection:
     """A database in memory with the tables of an entry of tables.json and these rows, by table.
 
-    It can only be read then, by `run_query`. Raises ValueError for rows that do not fit, with table and number.
+    After that it can only be read. Raises ValueError for rows that do not fit, with table and number.
     """
     connection = sqlite3.connect(":memory:", isolation_level=None, cached_statements=0)
     connection.execute("PRAGMA temp_store = MEMORY")  # sorting makes no files
@@ -70,12 +70,12 @@ def build_database(schema: dict, rows: Mapping[str, Sequence[Sequence[Any]]]) ->
     connection.execute("BEGIN")
     for i, table in enumerate(names):
         if not table.lower().startswith("sqlite_"):  # some entries list a table of SQLite's own
-            fill(connection, table, columns_of(schema, i), rows.get(table, ()))
+            fill(connection, table, definitions(schema, i), rows.get(table, ()))
     connection.execute("COMMIT")
     return guarded(connection)
 
 
-def columns_of(schema: dict, table: int) -> list[str]:
+def definitions(schema: dict, table: int) -> list[str]:
     """What CREATE TABLE says of each column of the table with this number."""
     return [f"{quoted(name)} {TYPES.get(kind, '')}".strip() for (owner, name), kind
             in zip(schema["column_names_original"], schema["column_types"]) if owner == table]
@@ -106,8 +106,8 @@ def guarded(connection: sqlite3.Connection) -> sqlite3.Connection:
 class Guard:
     """What one query may do, and how much of it.
 
-    SQLite asks `authorize` about each thing that a query means to do, before it runs, and calls `tick` while it
-    runs.
+    SQLite asks `authorize` about each thing that a query means to do, before it runs, and calls `tick` while
+    it runs.
     """
 
     EVERY = 1000  # steps between two calls of `tick`
@@ -187,12 +187,12 @@ def execution_match(prediction: str, gold: str, connection: sqlite3.Connection) 
 def execution_verdict(prediction: str, gold: str, connection: sqlite3.Connection) -> str:
     """"right", "wrong", or why the prediction has no result: "invalid", "forbidden", "endless".
 
-    The results are the same if they have the same rows as often, in the same order where the gold query orders
-    its result, as in test-suite evaluation (Zhong et al., 2020), but for two things. Columns stand in the gold
-    query's order: the test suite tries every order, but on a small database two columns are too often equal by
-    chance. And only an ORDER BY of the whole result asks for an order: the test suite looks for the words in
-    inner queries, too. A result without rows still needs as many columns. Raises ValueError for a gold query
-    that does not run.
+    The results are the same if they have the same rows as often, in the same order where the gold query
+    orders its result, as in test-suite evaluation (Zhong et al., 2020), but for two things. Columns stand in
+    the gold query's order: the test suite tries every order, but on a small database two columns are too
+    often equal by chance. And only an ORDER BY of the whole result asks for an order: the test suite looks
+    for the words in inner queries, too. A result without rows still needs as many columns. Raises ValueError
+    for a gold query that does not run.
     """
     try:
         expected = run_query(gold, connection)
@@ -207,13 +207,13 @@ def execution_verdict(prediction: str, gold: str, connection: sqlite3.Connection
 
 
 def same_rows(found: list[tuple], expected: list[tuple], in_order: bool) -> bool:
-    """Numbers are equal if ten digits are: sums depend on their order."""
+    """Fractions are equal if ten digits are: a sum depends on the order of what it adds."""
     found, expected = ([tuple(map(comparable, row)) for row in rows] for rows in (found, expected))
     return found == expected if in_order else Counter(found) == Counter(expected)
 
 
 def comparable(value: Any) -> Any:
-    return float(f"{value:.10g}") if isinstance(value, float) else value
+    return float(f"{value:.10g}") if isinstance(value, float) and not value.is_integer() else value
 
 
 def orders_result(query: str) -> bool:
