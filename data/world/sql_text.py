@@ -1,8 +1,8 @@
 """The text of the base data/pocket-sql: databases of `databases.py`, each with questions and queries.
 
 A document has a schema and DOCUMENT questions with their queries. All queries count in the loss, so that one
-document is practice with 0, 1, 2 … examples. Repeated blocks of random words come first: from databases alone
-the model did not learn to copy, and without copying no jargon (results/LOG.md). Then databases grow, level by
+document is practice with 0, 1, 2 … examples. Repeated blocks of random words come first, since a model that
+cannot copy learns no jargon, and from databases alone it did not learn to copy. Then databases grow, level by
 level, each begun when the last is learnt.
 """
 
