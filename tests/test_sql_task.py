@@ -91,6 +91,15 @@ def test_damaged_files_are_named(tmp_path, name, content, sentence):
         load_databases(tmp_path)
 
 
+def test_a_name_that_leads_out_of_the_run_folder_is_refused(tmp_path):
+    small_data(tmp_path)
+    for name in ("tables.json", "dev.json"):
+        text = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(text.replace(json.loads((DATA / "tables.json").read_text())[1]["db_id"], "../away"))
+    with pytest.raises(ValueError, match="tables.json: the db_id '../away' has more than letters"):
+        load_databases(tmp_path)
+
+
 def small_data(folder: Path, databases: int = 3, questions: int = 30) -> Path:
     """Some questions of the first databases."""
     schemas = json.loads((DATA / "tables.json").read_text())[:databases]

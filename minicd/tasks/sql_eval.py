@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -86,6 +87,10 @@ def load_databases(folder: Path) -> list[QueriedDatabase]:
     with file and key, where one is unusable.
     """
     schemas = load_schemas(folder / "tables.json")
+    for name in schemas:
+        if not re.fullmatch(r"\w[\w.+-]*", name):  # it becomes a folder's
+            raise ValueError(f"{folder / 'tables.json'}: the db_id {name!r} has more than letters, digits and "
+                             "_ . + -")
     asked: dict[str, dict[str, Question]] = {}
     for question in load_questions(folder / "dev.json", schemas):
         asked.setdefault(question.db_id, {}).setdefault(one_line(question.question), question)
