@@ -1,6 +1,7 @@
 """Questions to SQL: prompts, databases and their splits, baselines, both experiments end to end with a tiny decoder."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,14 @@ def small_data(folder: Path, databases: int = 3, questions: int = 30) -> Path:
 
 def test_a_question_that_stands_twice_counts_once(tmp_path):
     assert [len(database.questions) for database in load_databases(small_data(tmp_path))] == [30, 30, 30]
+
+
+def test_what_is_asked_twice_in_a_row_stays_together():
+    database = load_databases(DATA)[0]
+    some = [q for q in database.questions[:6] for _ in range(2)]
+    halved = replace(database, questions=some[:3] + some[4:9])  # 8 // 3 = 2 ends with the first pair
+    assert len(halved.tests) == 2 and len(replace(database, questions=some[:9]).tests) == 4
+    assert halved.tests + halved.others == halved.questions
 
 
 # --- scores ---
@@ -296,3 +305,5 @@ def test_real_spider_has_eight_databases_and_twelve_others(tmp_path):
     tested, others = experiment(Sql, settings, tmp_path).databases
     assert len(tested) == 8 and len(others) == 12 and all(database.rows is None for database in [*tested, *others])
     assert all(len(database.tests) >= 5 for database in tested)
+    for database in [*tested, *others]:  # things that are asked twice in a row
+        assert not database.tests or database.tests[-1].query != database.others[0].query

@@ -41,13 +41,21 @@ class QueriedDatabase:
     def name(self) -> str:
         return self.schema["db_id"]
 
+    @cached_property
+    def cut(self) -> int:
+        """How many questions are for tests. SPIDER asks most things twice in a row, which stay together."""
+        cut = len(self.questions) // TESTED
+        while 0 < cut < len(self.questions) and self.questions[cut].query == self.questions[cut - 1].query:
+            cut += 1
+        return cut
+
     @property
     def tests(self) -> list[Question]:
-        return self.questions[: len(self.questions) // TESTED]
+        return self.questions[: self.cut]
 
     @property
     def others(self) -> list[Question]:
-        return self.questions[len(self.questions) // TESTED :]
+        return self.questions[self.cut :]
 
     @cached_property
     def connection(self) -> Any:
