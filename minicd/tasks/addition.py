@@ -227,7 +227,7 @@ class Addition(Experiment):
         return evaluate(self.folder.get(self.models[row]), self.tokenizer, questions, row == "teacher",
                         longest, f"test {row}", self.settings.precision, self.settings.scratchpad)
 
-    def item(self) -> str:
+    def practice_item(self) -> str:
         return self.folder.get("practice_figures")["shown"].split("practice set:")[0]
 
     def figures(self) -> dict[str, Any] | None:
