@@ -73,6 +73,7 @@ class AdditionSettings(DistillSettings):
     student_batch: int = option(128, "batch size of the student", least=1)
     test_questions: int = option(10_000, "unseen, for the table", least=1, most=10**6, unit="questions")
     all_rows: bool = option(False, "also train a student on hard labels and one on true answers", free=True)
+    no_baselines: bool = option(False, "only the rows of teacher and student", free=True)
     reuse: str = option("", "run folder to take all finished stages from that would be the same here: for "
                         "another loss, all but the student")
     until: str = option("table", "last stage: teacher, practice, student or table", free=True, choices=UNTIL)
@@ -150,7 +151,8 @@ class Addition(Experiment):
             yield Stage("student", partial(self.student, "student", self.settings.loss), ("practice",))
         if until == UNTIL.index("table"):
             for stage, needs in ("scratchpad_and_direct", ()), ("scratchpad_then_direct", ("teacher",)):
-                yield Stage(stage, partial(self.labelled, stage), needs)
+                if stage in self.models:
+                    yield Stage(stage, partial(self.labelled, stage), needs)
             for stage in MORE_MODELS.values() if self.settings.all_rows else ():
                 yield Stage(stage, partial(self.student, stage, "hard"), ("practice",))
             for row, model in self.models.items():
@@ -169,7 +171,9 @@ class Addition(Experiment):
 
     @property
     def models(self) -> dict[str, str]:
-        return MODELS | (MORE_MODELS if self.settings.all_rows else {})
+        s = self.settings
+        few = {row: model for row, model in MODELS.items() if model in ("teacher", "student")}
+        return (few if s.no_baselines else MODELS) | (MORE_MODELS if s.all_rows else {})
 
     def labelled(self, stage: str) -> nn.Module:
         """Train on the labelled questions: on scratchpads, then on direct answers, or on both at once."""
@@ -264,7 +268,7 @@ class Addition(Experiment):
     @classmethod
     def plot(cls, record: Record, path: Path) -> bool:
         """Table 3 as a picture."""
-        rows = [row for row in MODELS if row in record["paper"]]
+        rows = [row for row in MODELS if row in record["metrics"]]
         figures = {f"minicd, {record['scale']} scale": [record["metrics"][row]["mean"] for row in rows],
                    "paper": [record["paper"][row] for row in rows]}
         return bars(figures, [ROWS[row].strip("*") for row in rows], path, cls.TITLE, "exact match, %")
