@@ -12,18 +12,21 @@ import numpy as np
 import pytest
 import torch
 from helpers import tiny_t5
+from test_plain import tiny_decoder, tiny_tokenizer
 
 from minicd.distill import Context
 from minicd.hf.chat import Chat
 from minicd.hf.checkpoint import load
 from minicd.tasks import own, own_measures
 from minicd.tasks.contexts_file import read_contexts
-from minicd.tasks.inputs import pool
+from minicd.tasks.inputs import pool, words
 from minicd.tasks.settings import guarded
 from minicd.tokenizer import word_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = sorted((ROOT / "data" / "contexts").glob("*.toml"))
+EVERY = sorted((ROOT / "data" / "contexts").glob("*.toml"))
+REAL = [file for file in EVERY if read_contexts(file).model == "data/smollm2"]
+FILES = [file for file in EVERY if file not in REAL]
 SMALL = ["--practice-inputs", "24", "--epochs", "1", "--max-new-tokens", "24", "--most-tests", "6", "--jobs", "1", "--device",
          "cpu", "--precision", "fp32"]
 WORDS = word_tokenizer([*"abcdefgh", "#"])
@@ -58,9 +61,16 @@ def contexts(folder: Path, **changes: str) -> Path:
 @pytest.mark.parametrize("n, held", [(2, 1), (3, 1), (60, 30), (100, 50), (120, 50), (600, 60), (5000, 500)])
 def test_held_out_inputs_are_never_practised(n, held):
     texts = [f"question {i}" for i in range(n)]
-    tests, practised = own.split(texts)
-    assert len(tests) == held and not set(tests) & set(practised) and {*tests, *practised} == set(texts)
-    assert own.split(texts[::-1]) == (tests, practised), "the order in the file does not matter"
+    tests, validation, practised = own.split(texts)
+    assert len(tests) == held and len(validation) == min(own.VALIDATED, (n - held) // 5)
+    assert sorted([*tests, *validation, *practised]) == sorted(texts), "each in one part"
+    assert own.split(texts[::-1]) == (tests, validation, practised), "the order in the file does not matter"
+
+
+def test_tests_of_ones_own_are_never_practised(tmp_path):
+    named = read_contexts(contexts(tmp_path, tests='["A b", "x"]')).contexts["mine"]
+    tests, validation, practised = own.split(["a b.", *"cdefgh"], named)
+    assert tests == ["A b", "x"] and len(validation) == 1 and sorted([*validation, *practised]) == [*"cdefgh"]
 
 
 def test_copies_count_once():
@@ -72,7 +82,7 @@ def test_a_run_practises_nothing_that_it_tests(tmp_path):
     experiment = own.Own(settings, 0, SimpleNamespace(device=torch.device("cpu"), get=lambda stage: {"texts": {"mine": texts}}))
     texts = experiment.file.contexts["mine"].source.texts
     drawn = experiment.practised("mine").inputs(2000, np.random.default_rng(0))
-    assert settings.model == "data/pocket" and set(drawn) == set(own.split(texts)[1])
+    assert settings.model == "data/pocket" and set(drawn) == set(own.split(texts)[2])
 
 
 def test_the_model_writes_inputs(monkeypatch):
@@ -169,13 +179,67 @@ def test_the_worked_files_run(run, tmp_path, file):
     assert teacher[0] >= 50, "the base does under the teacher's prompt what the references say"
 
 
-def test_there_are_three_worked_files():
+def test_there_are_six_worked_files():
     assert [file.stem for file in FILES] == ["examples", "instruction", "scratchpad"]
+    assert [file.stem for file in REAL] == ["company", "place", "think"]
     for file in FILES:
         model, tokenizer = load(ROOT / read_contexts(file).model)
         for named in read_contexts(file).contexts.values():
             prompts = [named.teachers[0].replace("{input}", named.source.texts[0]), *named.source.texts[:50]]
             assert not [word for prompt in prompts for word in tokenizer.unknown_words(prompt)]
+
+
+@pytest.mark.parametrize("file", REAL, ids=lambda file: file.stem)
+def test_files_for_the_real_model(file):
+    """Their worked answers keep their rules, and none of their worked questions is tested."""
+    found = read_contexts(file)
+    for named in found.contexts.values():
+        worked = re.findall(r"(?:^|\n)(?:Customer|Question|Problem): (.*)\n(?:Reply|Answer|Thought): (.*)", named.teachers[0])
+        assert found.plain and 4 <= len(worked) <= 5
+        answers = [answer.split("Answer: ")[-1] for _, answer in worked]
+        assert all(all(hits) for hits in own_measures.kept(named.rules, answers).values())
+        tests, validation, practised = own.split(named.source.texts, named)
+        assert len(tests) >= 40 and (named.source.write or len(tests) + len(validation) + len(practised) >= 200)
+        assert not {words(question) for question, _ in worked} & {*map(words, tests)}
+        page = named.teachers[0].split("\n\n")[0] if named.source.self_study else ""
+        for x in tests if page else ():
+            assert any(set(words(answer)) <= set(words(page)) or answer.isdigit() for answer in named.references[x])
+
+
+def test_word_problems_are_solved():
+    solved = read_contexts(ROOT / "data" / "contexts" / "think.toml").contexts["think"].references
+    for question, [answer] in solved.items():
+        a, b, c = map(int, re.findall(r"\d+", question))
+        less = re.search("loses|away|to a friend", question)
+        assert a + b + (-c if less else c) == int(answer) >= 0
+
+
+def test_self_study_reads_the_page_while_it_writes(tmp_path):
+    source = '{examples = ["a b", "c d", "e f"], write = 5, self_study = true}'
+    named = read_contexts(contexts(tmp_path, teacher='"The page.\\n\\nQ: a b\\nA: c\\n\\nQ: {input}\\nA:"', inputs=source)).contexts["mine"]
+    assert named.study(["c d", "e f"]) == "The page.\n\nQ: a b\nA: c\n\nQ: c d\nQ: e f\nQ:"
+
+
+def test_rules_kept_are_counted(tmp_path):
+    rules = '{ends_with = "ok", never = ["Sorry"], pattern = "^[A-Z]"}'
+    named = read_contexts(contexts(tmp_path, rules=rules)).contexts["mine"]
+    found = own_measures.kept(named.rules, ["A ok", "a ok", "So sorry ok", "B"])
+    assert found == {"ends_with": [True, True, True, False], "never": [True, True, False, True],
+                     "pattern": [True, False, True, True], "rules": [True, False, False, False]}
+    assert own_measures.kept({}, ["a"]) == {} and {*found} == {*own_measures.RULES}
+
+
+def test_answers_of_a_plain_model_end_with_their_line(tmp_path):
+    tokenizer = tiny_tokenizer()
+    [line] = tokenizer.encode("\n")
+    model, file = tiny_decoder(tokenizer), contexts(tmp_path)
+    own.end_plainly(read_contexts(file), model, tokenizer)
+    assert line not in model.config.more_eos_token_ids
+    file.write_text("plain = true\n" + file.read_text())
+    own.end_plainly(read_contexts(file), model, tokenizer)
+    assert line in model.config.more_eos_token_ids
+    with pytest.raises(ValueError, match="my.toml: plain is for decoders"):
+        own.end_plainly(read_contexts(file), tiny_t5(len(WORDS)), WORDS)
 
 
 def test_one_can_talk_to_a_model(run, tmp_path, monkeypatch):

@@ -1,8 +1,9 @@
 """Your own prompt into your own model: the contexts of a file are practised, distilled and measured.
 
-contexts_file.py says what a file holds. A tenth of each context's inputs, at least 50, is never practised.
-On these the model answers greedily under the teacher's prompt, and the student is measured along the answers,
-before and after; on unrelated prompts, how far it moved away from the model that it was.
+contexts_file.py says what a file holds. A tenth of each context's inputs, at least 50, is never practised,
+unless the file has tests of its own. On these the model answers greedily under the teacher's prompt, and the
+student is measured along the answers, before and after; on unrelated prompts, how far it moved away from the
+model that it was.
 """
 
 from __future__ import annotations
@@ -26,13 +27,16 @@ from ..sampling import generate
 from ..tokenizer import TextTokenizer
 from . import own_measures as measures
 from .contexts_file import ContextsFile, Named, read_contexts
-from .inputs import pool, tell_unknown_words
+from .inputs import NearCopies, pool, tell_unknown_words
+from .instruction_eval import end_with_line
+from .natural_instructions import inputs_prompt
 from .report import Record, seeds_of
 from .run import Experiment, Stage, one_item
 from .settings import DistillSettings, EvalSettings, beside, option
 
 SMALL = 10_000_000  # parameters up to which a model stands ten times the learning rate
 FEWEST, UNRELATED = 50, 100  # held-out inputs of a context; unrelated prompts
+VALIDATED = 32  # validation inputs of a context, and at most a fifth of what is not tested
 CONTEXTS = "file with the contexts, TOML or JSON; what it holds stands in minicd/tasks/contexts_file.py"
 
 
@@ -87,6 +91,12 @@ class Own(Experiment):
         return read_contexts(beside(self.settings.contexts))
 
     @cached_property
+    def loaded(self) -> tuple[nn.Module, TextTokenizer]:
+        model, tokenizer = super().loaded
+        end_plainly(self.file, model, tokenizer)
+        return model, tokenizer
+
+    @cached_property
     def chat(self) -> Chat | None:
         return Chat.of(beside(self.settings.model)) if has_messages(self.file) else None
 
@@ -98,7 +108,7 @@ class Own(Experiment):
                              "with --out")
         for name, named in self.file.contexts.items():
             n = len(distinct(named.source.texts))
-            if not named.source.write and n < 2 * FEWEST:
+            if not (named.source.write or named.tests.texts) and n < 2 * FEWEST:
                 tqdm.write(f"{named.place / 'inputs'}: {n} different inputs are few; of these {held_out(n)} "
                            f"are held out for the measures, and {FEWEST} would be better")
             tell_system(self.chat, named, self.file.variables)
@@ -121,10 +131,11 @@ class Own(Experiment):
             if named.source.write:
                 texts[name] = measures.write_inputs(
                     self.base, self.tokenizer, texts[name], named.source.write, (self.seed, number),
-                    self.settings.precision)
-            if len(texts[name]) < 2:
+                    self.settings.precision, named.study if named.source.self_study else inputs_prompt)
+            if not split(texts[name], named)[2]:
                 (named.place / "inputs").wrong("there must be two different inputs, for practice and test")
-            check_window(named, self.context(name, texts[name]), texts[name], self.base, self.tokenizer,
+            asked = [*texts[name], *named.tests.texts]
+            check_window(named, self.context(name, asked), asked, self.base, self.tokenizer,
                          self.settings.max_new_tokens)
         return {"checksum": file_checksum(self.file.path), "texts": texts}
 
@@ -132,7 +143,8 @@ class Own(Experiment):
         return self.file.contexts[name].context(pool(texts), self.tokenizer, self.chat, self.file.variables)
 
     def practised(self, name: str) -> Context:
-        return self.context(name, split(self.folder.get("inputs")["texts"][name])[1])
+        texts = self.folder.get("inputs")["texts"][name]
+        return self.context(name, split(texts, self.file.contexts[name])[2])
 
     def example(self) -> str:
         settings = self.settings.practice_settings(self.settings.max_new_tokens)
@@ -181,6 +193,8 @@ class Own(Experiment):
         base, spoken = load(beside(name), next(model.parameters()).device)
         if spoken.backend.get_vocab() != tokenizer.backend.get_vocab():
             raise ValueError(f"--base {name}: its tokenizer is not that of {folder}")
+        for each in (base, model):
+            end_plainly(file, each, tokenizer)
         texts = {key: distinct(named.source.texts) for key, named in file.contexts.items()}
         if any(named.source.write for named in file.contexts.values()):
             if not run or not (run / "inputs.json").exists():
@@ -198,16 +212,16 @@ def measure(file: ContextsFile, texts: dict[str, list[str]], base: nn.Module, mo
     """Context → figure → its value and interval; on unrelated prompts under the name "unrelated"."""
     found, students = {}, set()
     for name, named in file.contexts.items():
-        tests = split(texts[name])[0][: settings.most_tests]
+        tests = split(texts[name], named)[0][: settings.most_tests]
         context = named.context(pool(tests), tokenizer, chat, file.variables)
-        students |= {context.student(x) for x in texts[name]}
+        students |= {context.student(x) for x in [*texts[name], *tests]}
         answers = measures.teacher_answers(base, tokenizer, context, tests, settings)
         if sum(map(bool, answers)) < len(tests) / 10:
             (named.place / "answer").wrong(f"it is found in only {sum(map(bool, answers))} of {len(tests)} "
                                            "answers that the model gives under the teacher's prompt")
         found[name] = measures.along_teacher(base, model, tokenizer, context, tests, answers, settings)
-        found[name] |= measures.of_answers(base, model, tokenizer, context, tests, answers,
-                                           named.source.references, settings)
+        found[name] |= measures.of_answers(base, model, tokenizer, context, tests, answers, named,
+                                           settings)
     prompts = [p for p in unrelated(file, texts, chat) if p not in students][:UNRELATED]
     if prompts and model is not base:
         found["unrelated"] = measures.forgotten(base, model, tokenizer, prompts, settings)
@@ -219,7 +233,7 @@ def unrelated(file: ContextsFile, texts: dict[str, list[str]], chat: Chat | None
 
     A bare input that is a student's prompt is none: there the student is to change.
     """
-    given = file.unrelated or [x for name in texts for x in split(texts[name])[0]]
+    given = file.unrelated or [x for name in texts for x in split(texts[name], file.contexts[name])[0]]
     if chat is None:
         return given
     return [chat.prompt([{"role": "user", "content": x}], **file.variables) for x in given]
@@ -272,11 +286,28 @@ def held_out(n: int) -> int:
     return max(1, min(max(FEWEST, n // 10), n // 2))
 
 
-def split(texts: list[str]) -> tuple[list[str], list[str]]:
-    """Held-out inputs, and those to practise. A hash decides: it is the same in every run, for every seed."""
-    ranked = sorted(distinct(texts), key=lambda text: (zlib.crc32(text.encode()), text))
-    n = held_out(len(ranked))
-    return ranked[:n], ranked[n:]
+def split(texts: list[str], named: Named | None = None) -> tuple[list[str], list[str], list[str]]:
+    """Test inputs, validation inputs, and those to practise.
+
+    A hash decides: it is the same in every run, for every seed. Where the context has tests of its own, no
+    near copy of them is in the other parts.
+    """
+    tests = distinct(named.tests.texts) if named else []
+    known = NearCopies(tests)
+    others = distinct([text for text in texts if text not in known])
+    ranked = sorted(others, key=lambda text: (zlib.crc32(text.encode()), text))
+    n = 0 if tests else held_out(len(ranked))
+    m = n + min(VALIDATED, (len(ranked) - n) // 5)
+    return tests or ranked[:n], ranked[n:m], ranked[m:]
+
+
+def end_plainly(file: ContextsFile, model: nn.Module, tokenizer: TextTokenizer) -> None:
+    """Where the file says `plain`: answers end with their line. Raises ValueError where no token has one."""
+    try:
+        end_with_line(model, tokenizer) if file.plain else None
+    except ValueError:
+        raise ValueError(f"{file.path}: plain is for decoders whose tokenizer has new lines, which this model "
+                         "is not") from None
 
 
 def has_messages(file: ContextsFile) -> bool:

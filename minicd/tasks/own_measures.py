@@ -14,14 +14,19 @@ from ..distill import Answer, Context, ensemble_logits
 from ..metrics import exact_match, rouge_l
 from ..sampling import generate, score
 from ..tokenizer import TextTokenizer
+from .contexts_file import Named
 from .natural_instructions import inputs_prompt, read_input
 from .report import table
 
 AT_ONCE = 2**27  # logits in memory together: half a gigabyte
 TIMED, SHOTS, TRIES, LONGEST_INPUT, FORGET = 8, 6, 10, 128, 32
+WRITTEN_AT_ONCE = 64  # inputs, whose prompts may be long
+RULES = {"ends_with": "how it ends", "never": "what it never says", "pattern": "its form", "rules": "all"}
 ROWS = {"kl": "KL(teacher ‖ student) a token, in 1/1000 nat", "agreement": "same likeliest token, %",
         "identical": "answer identical to the teacher's, %", "rouge": "Rouge-L to the teacher's answer",
         "exact": "exact match with the reference, %", "teacher_exact": "… of the teacher",
+        **{f"{who}{rule}": title for rule, name in RULES.items()
+           for who, title in (("", f"rule kept: {name}, %"), ("teacher_", "… by the teacher"))},
         "reference_rouge": "Rouge-L to the reference", "teacher_reference_rouge": "… of the teacher",
         "tokens_saved": "prompt tokens saved an answer", "milliseconds": "milliseconds an answer",
         "teacher_milliseconds": "… of the teacher", "no_answer": "no answer found in the teacher's text, %",
@@ -102,9 +107,8 @@ def compare(teacher: Callable[[slice], list[Tensor]], student: Callable[[slice],
 
 
 def of_answers(base: nn.Module, model: nn.Module, tokenizer: TextTokenizer, context: Context,
-               tests: list[str], answers: list[Answer | None], references: dict[str, list[str]],
-               settings: Any) -> Figures:
-    """The student's greedy answers beside the teacher's and the references; what its short prompt saves.
+               tests: list[str], answers: list[Answer | None], named: Named, settings: Any) -> Figures:
+    """The student's greedy answers beside the teacher's, references and rules; what its short prompt saves.
 
     Of several teacher's prompts, lengths and times are those of the first.
     """
@@ -123,6 +127,9 @@ def of_answers(base: nn.Module, model: nn.Module, tokenizer: TextTokenizer, cont
              **milliseconds(base, model, prompts, settings)}
     if pieces := getattr(context.extract, "pieces", 0):
         found["pieces"] = share([i < pieces for i in range(len(tests))])
+    for who, texts in (("", written), ("teacher_", [text or "" for text in taught])):
+        found |= {f"{who}{name}": share(hits) for name, hits in kept(named.rules, texts).items()}
+    references = named.references
     known = [(ours, theirs or "", references[x]) for x, ours, theirs in zip(tests, written, taught)
              if x in references]
     for name, which in (("", 0), ("teacher_", 1)) if known else ():
@@ -130,6 +137,12 @@ def of_answers(base: nn.Module, model: nn.Module, tokenizer: TextTokenizer, cont
         points = [rouge_l(row[which], row[2]) for row in known]
         found[f"{name}reference_rouge"] = ratio(points, [1] * len(known), 100)
     return found
+
+
+def kept(rules: dict[str, Callable[[str], bool]], texts: list[str]) -> dict[str, list[bool]]:
+    """Rule → which of the answers keep it; of several also which keep all of them."""
+    found = {name: list(map(rule, texts)) for name, rule in rules.items()}
+    return found | ({"rules": [all(hits) for hits in zip(*found.values())]} if len(found) > 1 else {})
 
 
 def milliseconds(base: nn.Module, model: nn.Module, prompts: dict[str, list[list[int]]],
@@ -170,9 +183,11 @@ def forgotten(base: nn.Module, model: nn.Module, tokenizer: TextTokenizer, promp
 
 @torch.no_grad()
 def write_inputs(model: nn.Module, tokenizer: TextTokenizer, examples: list[str], n: int,
-                 seed: tuple[int, ...], precision: str | None) -> list[str]:
+                 seed: tuple[int, ...], precision: str | None,
+                 prompt: Callable[[Sequence[str]], str] = inputs_prompt) -> list[str]:
     """The examples, and up to n new inputs that the model writes after some of them (section 3.1).
 
+    `prompt` makes of some examples a prompt that one more input continues, to the end of the line.
     Raises ValueError where in ten tries it writes less than a tenth of them.
     """
     rng = np.random.default_rng((*seed, 11))
@@ -180,10 +195,10 @@ def write_inputs(model: nn.Module, tokenizer: TextTokenizer, examples: list[str]
     found = {text.casefold(): text for text in examples}
     for _ in range(TRIES):
         missing = n + len(examples) - len(found)
-        prompts = [inputs_prompt(rng.permutation(examples)[:SHOTS]) for _ in range(missing)]
+        prompts = [prompt(rng.permutation(examples)[:SHOTS]) for _ in range(missing)]
         written, reasons = generate(model, tokenizer.encode_all(prompts), LONGEST_INPUT, 1.0, stop=["\n"],
                                     generator=generator, reasons=True, precision=precision,
-                                    tokenizer=tokenizer, progress="inputs")
+                                    tokenizer=tokenizer, progress="inputs", batch_size=WRITTEN_AT_ONCE)
         for y, why in zip(written, reasons):
             text = read_input(tokenizer.decode(y))
             if text and why != "length" and len(found) < n + len(examples):
