@@ -155,19 +155,23 @@ def test_what_is_unrelated(tmp_path):
 
 def test_a_run_is_made_measured_and_measured_again(run, tmp_path):
     file, out = contexts(tmp_path), tmp_path / "run"
-    said = run("train", "--contexts", file, "--out", out, *SMALL)
+    pytest.importorskip("matplotlib")
+    said = run("train", "--contexts", file, "--out", out, "--stop-at-best", *SMALL)
     assert "teacher prompt    reverse : " in said and "student prompt    task : " in said
     record = json.loads((out / "record.json").read_text())
     rows = record["measures"]["after"]["mine"]
     assert {"kl", "agreement", "identical", "rouge", "milliseconds", "tokens_saved"} <= set(rows) and "exact" not in rows
     assert rows["identical"][1] <= rows["identical"][0] <= rows["identical"][2] and record["files"]
     assert record["metrics"]["mine, kl, after"]["values"][0] < record["metrics"]["mine, kl, before"]["values"][0]
+    [(start, kl), (step, _)] = record["curve"]["mine"]
+    assert (start, step) == (0, 1) and kl > 0 and (out / "own-pocket.png").exists()
     assert load(out / "student")[0].config == load(ROOT / "data" / "pocket")[0].config
     again = run("eval", "--model", out / "student", "--device", "cpu", "--precision", "fp32")
     assert re.search(r"KL\(teacher ‖ student\).*", again)[0].split("|")[1].strip() == own_measures.cell(rows["kl"])
     assert "| this model |" in again
     file.write_text(file.read_text() + "\n")
-    assert "is not as it was when this run began" in run("train", "--contexts", file, "--out", out, *SMALL)
+    again = run("train", "--contexts", file, "--out", out, "--stop-at-best", *SMALL)
+    assert "is not as it was when this run began" in again
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

@@ -30,6 +30,7 @@ from .contexts_file import ContextsFile, Named, read_contexts
 from .inputs import NearCopies, pool, tell_unknown_words
 from .instruction_eval import end_with_line
 from .natural_instructions import inputs_prompt
+from .own_curve import Curve, Validation, plot
 from .report import Record, seeds_of
 from .run import Experiment, Stage, one_item
 from .settings import DistillSettings, EvalSettings, beside, option
@@ -55,9 +56,13 @@ class OwnSettings(DistillSettings):
                         unit="inputs")
     max_new_tokens: int = option(128, "longest completion", least=1, most=100_000, unit="tokens")
     most_tests: int = option(200, "held-out inputs of each context to measure", least=1, unit="inputs")
+    curve_every: int = option(20, "between points of the validation curve; 0: no curve", least=0, unit="steps")
+    stop_at_best: bool = option(False, "end each round with the weights of its point with the least mean KL")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.stop_at_best and not self.curve_every:
+            raise ValueError("--stop-at-best needs the curve: --curve-every must not be 0")
         if self.contexts and not self.model:
             self.model = read_contexts(beside(self.contexts)).model or "data/pocket"
 
@@ -158,11 +163,28 @@ class Own(Experiment):
         fit = s.fit_settings(lr=s.lr or (1e-3 if small else 1e-4))
         settings = RoundSettings(practice, fit, s.practice_inputs, s.epochs, save_every=s.save_every)
         schedule = [[self.practised(name) for name in names] for names in self.file.rounds]
+        curve = self.curve() if s.curve_every else None
+        start = curve.validation(self.base) if curve else {}
         try:
-            return rounds(self.base, self.tokenizer, schedule, settings, recursive=self.file.recursive,
-                          seed=self.seed, folder=self.folder.path / "student.parts")
+            student = rounds(self.base, self.tokenizer, schedule, settings, recursive=self.file.recursive,
+                             seed=self.seed, folder=self.folder.path / "student.parts", evaluate=curve)
         except NoAnswers as error:
             raise ValueError(f"{self.file.path}: answer: {error}") from None
+        self.folder.note("student", curve=curve.lines(start) if curve else {})
+        return student
+
+    def curve(self) -> Curve:
+        """Raises ValueError where --stop-at-best has nothing to judge by."""
+        texts = self.folder.get("inputs")["texts"]
+        inputs = {name: split(texts[name], named)[1] for name, named in self.file.contexts.items()}
+        contexts = {name: (self.context(name, some), some) for name, some in inputs.items()}
+        validation = Validation(self.base, self.tokenizer, contexts, self.settings)
+        for names in self.file.rounds if self.settings.stop_at_best else ():
+            if not validation.rows.keys() & set(names):
+                raise ValueError(f"--stop-at-best: {', '.join(names)}: no validation input has an answer; give "
+                                 "more inputs")
+        return Curve(validation, self.folder.path / "student.parts", self.file.rounds,
+                     self.settings.curve_every, self.settings.stop_at_best)
 
     def measure(self, model: nn.Module) -> dict[str, Any]:
         texts = self.folder.get("inputs")["texts"]
@@ -173,7 +195,11 @@ class Own(Experiment):
         found = {when: self.folder.get(when) for when in ("before", "after")}
         metrics = {f"{name}, {figure}, {when}": value[0] for when, contexts in found.items()
                    for name, figures in contexts.items() for figure, value in figures.items()}
-        return {"metrics": metrics, "measures": found}
+        return {"metrics": metrics, "measures": found, "curve": self.folder.read_note("student").get("curve", {})}
+
+    @classmethod
+    def plot(cls, record: Record, path: Path) -> bool:
+        return plot(record.get("curve", {}), path, cls.TITLE)
 
     @classmethod
     def table(cls, record: Record) -> str:

@@ -76,17 +76,21 @@ def along_teacher(base: nn.Module, model: nn.Module, tokenizer: TextTokenizer, c
     """KL(teacher ‖ student) and top-1 agreement at the tokens of the teacher's f(y)."""
     rows = [(x, answer) for x, answer in zip(tests, answers) if answer]
     tokens = [answer.completion[answer.kept] for _, answer in rows]
-    views = [tokenizer.encode_all([template(x) for x, _ in rows]) for template in context.teachers]
     students = tokenizer.encode_all([context.student(x) for x, _ in rows])
-
-    def teacher(some: slice) -> list[Tensor]:
-        found = [answer for _, answer in rows[some]]
-        return ensemble_logits(base, [view[some] for view in views], [a.completion for a in found],
-                               [a.kept for a in found], settings.precision)
-    divergence, same = compare(teacher, lambda some: score(model, students[some], tokens[some],
-                                                           precision=settings.precision), tokens, model)
+    divergence, same = compare(lambda some: teacher_logits(base, tokenizer, context, rows[some], settings),
+                               lambda some: score(model, students[some], tokens[some],
+                                                  precision=settings.precision), tokens, model)
     counts = [len(row) for row in tokens]
     return {"kl": ratio(divergence, counts, 1000), "agreement": ratio(same, counts, 100)}
+
+
+def teacher_logits(base: nn.Module, tokenizer: TextTokenizer, context: Context,
+                   rows: list[tuple[str, Answer]], settings: Any) -> list[Tensor]:
+    """Inputs with answers → the teacher's logits at f(y), [T, V] each."""
+    views = [tokenizer.encode_all([template(x) for x, _ in rows]) for template in context.teachers]
+    answers = [answer for _, answer in rows]
+    return ensemble_logits(base, views, [a.completion for a in answers], [a.kept for a in answers],
+                           settings.precision)
 
 
 def compare(teacher: Callable[[slice], list[Tensor]], student: Callable[[slice], list[Tensor]],
