@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,8 @@ from test_plain import tiny_decoder, tiny_tokenizer
 from minicd.distill import Context
 from minicd.hf.chat import Chat
 from minicd.hf.checkpoint import load
-from minicd.tasks import own, own_measures
+from minicd.t5 import initialise
+from minicd.tasks import own, own_forgetting, own_measures
 from minicd.tasks.contexts_file import read_contexts
 from minicd.tasks.inputs import pool, words
 from minicd.tasks.settings import guarded
@@ -136,18 +138,40 @@ def test_a_model_is_no_way_from_itself():
     model = tiny_t5(len(WORDS))
     _, _, found = along(model, model, lambda y: slice(None), teachers=("{}",))
     assert found["kl"][0] == pytest.approx(0, abs=1e-6) and found["agreement"] == [100, 100, 100]
-    same = own_measures.forgotten(model, model, WORDS, ["a b", "c"], HOW)
-    other = own_measures.forgotten(model, tiny_t5(len(WORDS), seed=1), WORDS, ["a b", "c"], HOW)
+    same = own_forgetting.forgotten(model, model, WORDS, ["a b", "c"], HOW)
+    other = own_forgetting.forgotten(model, tiny_t5(len(WORDS), seed=1), WORDS, ["a b", "c"], HOW)
     assert same["forgotten"][0] == pytest.approx(0, abs=1e-6) and other["forgotten"][0] > 0.001
 
 
-def test_what_is_unrelated(tmp_path):
-    file = read_contexts(contexts(tmp_path))
+def test_what_is_unrelated(tmp_path, monkeypatch, capsys):
+    """The file's; else the bare inputs, but where students answer these; else prompts whose words the model knows."""
+    file, model, asked = read_contexts(contexts(tmp_path)), tiny_t5(len(WORDS)), []
     texts = {"mine": file.contexts["mine"].source.texts}
-    bare = own.unrelated(file, texts, None)
-    assert bare == own.split(texts["mine"])[0], "the bare inputs, where the file says nothing"
-    chat = Chat("<{{ messages[0].content }}>")
-    assert own.unrelated(replace(file, unrelated=["x"]), texts, chat) == ["<x>"]
+    monkeypatch.setattr(own_forgetting, "forgotten", lambda base, model, tokenizer, prompts, how: asked.append(prompts) or {"forgotten": [0]})
+    how = SimpleNamespace(**vars(HOW), most_tests=3)
+
+    def prompts(file, other=True):
+        own.measure(file, texts, model, tiny_t5(len(WORDS)) if other else model, WORDS, None, how)
+        return asked.pop() if asked else None
+    assert prompts(file) == own.split(texts["mine"])[0] and prompts(file, other=False) is None
+    assert prompts(replace(file, unrelated=["x"])) == ["x"]
+    assert own.bare_prompts(["x"], Chat("<{{ messages[0].content }}>"), file) == ["<x>"]
+    bare = read_contexts(contexts(tmp_path, student='"{input}"'))
+    assert prompts(bare) is None and "it has no unrelated prompts" in capsys.readouterr().out
+    monkeypatch.setattr(own_forgetting, "NEUTRAL", ["a b"])
+    assert prompts(bare) == ["a b"]
+
+
+def test_the_pockets_tasks_show_what_its_student_forgot(monkeypatch):
+    some = own_forgetting.task_prompts()[::6]
+    monkeypatch.setattr(own_forgetting, "task_prompts", lambda: some)
+    model, tokenizer = load(ROOT / "data" / "pocket-instructions")
+    how = SimpleNamespace(max_new_tokens=8, precision="fp32")
+    found = own_forgetting.measure(model, model, tokenizer, own_forgetting.others(tokenizer), how)
+    assert {*found} == {"tasks"} and found["tasks"][1] <= found["tasks"][0] <= found["tasks"][2]
+    other = own_forgetting.measure(model, initialise(deepcopy(model), 1), tokenizer, own_forgetting.others(tokenizer)[:4], how)
+    assert other["tasks"][0] < found["tasks"][0] and other["forgotten"][0] > 0
+    assert not own_forgetting.is_pocket(WORDS) and own_forgetting.others(WORDS) == []
 
 
 # --- whole runs ---
@@ -258,6 +282,20 @@ def test_one_can_talk_to_a_model(run, tmp_path, monkeypatch):
     lines += ["a b c"]
     assert run("eval", *how, "--contexts", file, "--teacher").splitlines()[1] == "c b a"
     assert "--context your: " in run("eval", *how, "--contexts", file, "--context", "your")
+    how[-1:] = ["--ask", "a b c"]
+    assert run("eval", *how, "--contexts", file) == "a b c\n" and run("eval", *how, "--contexts", file, "--teacher") == "c b a\n"
+    how[-1] = "reverse : a b c"
+    assert run("eval", *how) == "c b a\n", "bare, without a file"
+
+
+def test_a_chat_model_is_asked_through_the_template_that_its_tokenizer_carries(tmp_path):
+    words = word_tokenizer(["a"])
+    assert Chat.of_tokenizer(words) is None
+    words.files = {"tokenizer_config.json": json.dumps({"eos_token": "</s>", "chat_template":
+                                                        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{{ eos_token }}"}).encode()}
+    file = contexts(tmp_path, student='[{role = "user", content = "so {input}"}]')
+    spoken = own.spoken_to(own.OwnEval(contexts=str(file)), Chat.of_tokenizer(words))
+    assert spoken("a") == "<user>so a</s>" and own.spoken_to(own.OwnEval(), Chat.of_tokenizer(words))("a") == "<user>a</s>"
 
 
 # --- refusals ---

@@ -25,12 +25,13 @@ from ..runtime.files import file_checksum, read_checked, read_json
 from ..runtime.progress import printable
 from ..sampling import generate
 from ..tokenizer import TextTokenizer
-from . import own_measures as measures
+from . import own_forgetting, own_measures as measures
 from .contexts_file import ContextsFile, Named, read_contexts
 from .inputs import NearCopies, pool, tell_unknown_words
 from .instruction_eval import end_with_line
 from .natural_instructions import inputs_prompt
 from .own_curve import Curve, Validation, plot
+from .own_forgetting import others
 from .report import Record, seeds_of
 from .run import Experiment, Stage, one_item
 from .settings import DistillSettings, EvalSettings, beside, option
@@ -56,7 +57,7 @@ class OwnSettings(DistillSettings):
                         unit="inputs")
     max_new_tokens: int = option(128, "longest completion", least=1, most=100_000, unit="tokens")
     most_tests: int = option(200, "held-out inputs of each context to measure", least=1, unit="inputs")
-    curve_every: int = option(20, "between points of the validation curve; 0: no curve", least=0, unit="steps")
+    curve_every: int = option(20, "between points of the validation curve; 0: none", least=0, unit="steps")
     stop_at_best: bool = option(False, "end each round with the weights of its point with the least mean KL")
 
     def __post_init__(self) -> None:
@@ -77,8 +78,8 @@ class OwnEval(EvalSettings):
     max_new_tokens: int | None = option(None, "longest completion; as in the run, or 128 tokens", least=1)
     most_tests: int | None = option(None, "held-out inputs of each context; as in the run, or 200", least=1)
     chat: bool = option(False, "talk to the model instead, line by line, under the student's prompt")
-    teacher: bool = option(False, "to --chat, under the teacher's prompt")
-    context: str = option("", "to --chat, the name of a context; the first of the file unless given")
+    teacher: bool = option(False, "to --chat and --ask, under the teacher's prompt")
+    context: str = option("", "to --chat and --ask, the name of a context; the file's first unless given")
 
 
 class Own(Experiment):
@@ -156,6 +157,11 @@ class Own(Experiment):
         context = self.practised(self.file.rounds[0][0])
         return one_item(context, self.tokenizer, self.base, settings, self.seed)
 
+    @property
+    def parts(self) -> Path:
+        """What the stage `student` needs to go on."""
+        return self.folder.path / "student.parts"
+
     def student(self) -> nn.Module:
         s = self.settings
         small = sum(p.numel() for p in self.base.parameters()) <= SMALL
@@ -167,7 +173,7 @@ class Own(Experiment):
         start = curve.validation(self.base) if curve else {}
         try:
             student = rounds(self.base, self.tokenizer, schedule, settings, recursive=self.file.recursive,
-                             seed=self.seed, folder=self.folder.path / "student.parts", evaluate=curve)
+                             seed=self.seed, folder=self.parts, evaluate=curve)
         except NoAnswers as error:
             raise ValueError(f"{self.file.path}: answer: {error}") from None
         self.folder.note("student", curve=curve.lines(start) if curve else {})
@@ -181,10 +187,10 @@ class Own(Experiment):
         validation = Validation(self.base, self.tokenizer, contexts, self.settings)
         for names in self.file.rounds if self.settings.stop_at_best else ():
             if not validation.rows.keys() & set(names):
-                raise ValueError(f"--stop-at-best: {', '.join(names)}: no validation input has an answer; give "
-                                 "more inputs")
-        return Curve(validation, self.folder.path / "student.parts", self.file.rounds,
-                     self.settings.curve_every, self.settings.stop_at_best)
+                raise ValueError(f"--stop-at-best: {', '.join(names)}: no validation input has an answer; "
+                                 "give more inputs")
+        return Curve(validation, self.parts, self.file.rounds, self.settings.curve_every,
+                     self.settings.stop_at_best)
 
     def measure(self, model: nn.Module) -> dict[str, Any]:
         texts = self.folder.get("inputs")["texts"]
@@ -195,7 +201,8 @@ class Own(Experiment):
         found = {when: self.folder.get(when) for when in ("before", "after")}
         metrics = {f"{name}, {figure}, {when}": value[0] for when, contexts in found.items()
                    for name, figures in contexts.items() for figure, value in figures.items()}
-        return {"metrics": metrics, "measures": found, "curve": self.folder.read_note("student").get("curve", {})}
+        curve = self.folder.read_note("student").get("curve", {})
+        return {"metrics": metrics, "measures": found, "curve": curve}
 
     @classmethod
     def plot(cls, record: Record, path: Path) -> bool:
@@ -206,11 +213,17 @@ class Own(Experiment):
         return f"{cls.TITLE}, {seeds_of(record)}\n\n{measures.tables(record['measures'])}"
 
     @classmethod
+    def ask(cls, model: nn.Module, tokenizer: TextTokenizer, question: str, settings: OwnEval) -> str:
+        """`eval.py --ask`: the answer under the student's prompt of the run's contexts."""
+        template = spoken_to(settings, Chat.of_tokenizer(tokenizer))
+        return answer(model, tokenizer, template(question), settings)
+
+    @classmethod
     def examine(cls, model: nn.Module, tokenizer: TextTokenizer, settings: OwnEval, folder: Path) -> str:
         """`eval.py`: the same measures of any folder's model."""
         run = next((p for p in [folder, *folder.parents[:3]] if (p / "settings.json").exists()), None)
         if settings.chat:
-            return talk(model, tokenizer, spoken_to(settings, folder), settings)
+            return talk(model, tokenizer, spoken_to(settings, Chat.of(beside(str(folder)))), settings)
         if not settings.contexts:
             raise ValueError("--contexts is missing: the file with the contexts to measure")
         file = read_contexts(beside(settings.contexts))
@@ -222,7 +235,7 @@ class Own(Experiment):
         for each in (base, model):
             end_plainly(file, each, tokenizer)
         texts = {key: distinct(named.source.texts) for key, named in file.contexts.items()}
-        if any(named.source.write for named in file.contexts.values()):
+        if any(named.source.write and not named.tests.texts for named in file.contexts.values()):
             if not run or not (run / "inputs.json").exists():
                 raise ValueError(f"{file.path}: a model writes its inputs, which only a run folder has")
             texts |= read_json(run / "inputs.json")["texts"]
@@ -236,7 +249,7 @@ class Own(Experiment):
 def measure(file: ContextsFile, texts: dict[str, list[str]], base: nn.Module, model: nn.Module,
             tokenizer: TextTokenizer, chat: Chat | None, settings: Any) -> dict[str, dict[str, list[float]]]:
     """Context → figure → its value and interval; on unrelated prompts under the name "unrelated"."""
-    found, students = {}, set()
+    found, students = {}, set()  # the students' prompts, where they are to change
     for name, named in file.contexts.items():
         tests = split(texts[name], named)[0][: settings.most_tests]
         context = named.context(pool(tests), tokenizer, chat, file.variables)
@@ -248,29 +261,28 @@ def measure(file: ContextsFile, texts: dict[str, list[str]], base: nn.Module, mo
         found[name] = measures.along_teacher(base, model, tokenizer, context, tests, answers, settings)
         found[name] |= measures.of_answers(base, model, tokenizer, context, tests, answers, named,
                                            settings)
-    prompts = [p for p in unrelated(file, texts, chat) if p not in students][:UNRELATED]
-    if prompts and model is not base:
-        found["unrelated"] = measures.forgotten(base, model, tokenizer, prompts, settings)
+    given = file.unrelated or [x for name in texts for x in split(texts[name], file.contexts[name])[0]]
+    bare = [prompt for prompt in bare_prompts(given, chat, file) if prompt not in students]
+    prompts = bare if bare or file.unrelated else others(tokenizer)
+    if forgetting := own_forgetting.measure(base, model, tokenizer, prompts[:UNRELATED], settings):
+        found["unrelated"] = forgetting
+    elif model is not base:
+        tqdm.write(f"{file.path}: it has no unrelated prompts, so what was forgotten is not measured")
     return found
 
 
-def unrelated(file: ContextsFile, texts: dict[str, list[str]], chat: Chat | None) -> list[str]:
-    """Prompts on which nothing should change: the file's, or the inputs of all contexts, bare.
-
-    A bare input that is a student's prompt is none: there the student is to change.
-    """
-    given = file.unrelated or [x for name in texts for x in split(texts[name], file.contexts[name])[0]]
+def bare_prompts(texts: list[str], chat: Chat | None, file: ContextsFile) -> list[str]:
+    """Texts without a context: as they are, or as a user's message."""
     if chat is None:
-        return given
-    return [chat.prompt([{"role": "user", "content": x}], **file.variables) for x in given]
+        return texts
+    return [chat.prompt([{"role": "user", "content": x}], **file.variables) for x in texts]
 
 
-# --- eval.py --chat ---
+# --- eval.py --chat and --ask ---
 
 
-def spoken_to(settings: OwnEval, folder: Path) -> Template:
+def spoken_to(settings: OwnEval, chat: Chat | None) -> Template:
     """How the model is spoken to: in a context of the file, or bare where there is none."""
-    chat = Chat.of(beside(str(folder)))
     if not settings.contexts:
         return (lambda x: x) if chat is None else lambda x: chat.prompt([{"role": "user", "content": x}])
     file = read_contexts(beside(settings.contexts))
@@ -285,11 +297,18 @@ def talk(model: nn.Module, tokenizer: TextTokenizer, template: Template, setting
     """Answer line by line, greedily, each as a new conversation; an empty line ends it."""
     print("An empty line ends this.")
     while question := read_line():
-        tell_unknown_words(tokenizer, prompt := template(question))
-        longest = settings.max_new_tokens or OwnSettings.max_new_tokens
-        [answer] = generate(model, [tokenizer.encode(prompt)], longest, 0, precision=settings.precision)
-        print(printable(tokenizer.decode(answer)))
+        print(printable(answer(model, tokenizer, template(question), settings)))
     return ""
+
+
+def answer(model: nn.Module, tokenizer: TextTokenizer, prompt: str, settings: OwnEval) -> str:
+    """The greedy completion, to the end of its line where the contexts file says so."""
+    tell_unknown_words(tokenizer, prompt)
+    if settings.contexts:
+        end_plainly(read_contexts(beside(settings.contexts)), model, tokenizer)
+    longest = settings.max_new_tokens or OwnSettings.max_new_tokens
+    [written] = generate(model, [tokenizer.encode(prompt)], longest, 0, precision=settings.precision)
+    return tokenizer.decode(written)
 
 
 def read_line() -> str:
@@ -328,12 +347,12 @@ def split(texts: list[str], named: Named | None = None) -> tuple[list[str], list
 
 
 def end_plainly(file: ContextsFile, model: nn.Module, tokenizer: TextTokenizer) -> None:
-    """Where the file says `plain`: answers end with their line. Raises ValueError where no token has one."""
+    """Where the file says `plain`, answers end with their line. Raises ValueError where no token does."""
     try:
         end_with_line(model, tokenizer) if file.plain else None
     except ValueError:
-        raise ValueError(f"{file.path}: plain is for decoders whose tokenizer has new lines, which this model "
-                         "is not") from None
+        raise ValueError(f"{file.path}: plain is for decoders whose tokenizer has new lines, which this "
+                         "model is not") from None
 
 
 def has_messages(file: ContextsFile) -> bool:

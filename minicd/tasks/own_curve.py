@@ -1,4 +1,4 @@
-"""Validation inputs of own.py: a curve of KL(teacher ‖ student) in training, and the weights of its best step."""
+"""KL(teacher ‖ student) on validation inputs while own.py trains: a curve, and the best step's weights."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Validation:
     The teacher answers once, and its logits stay in memory: of as many inputs as half a gigabyte can hold.
     """
 
-    def __init__(self, base: nn.Module, tokenizer: TextTokenizer, contexts: dict[str, tuple[Context, list[str]]],
-                 settings: Any):
+    def __init__(self, base: nn.Module, tokenizer: TextTokenizer,
+                 contexts: dict[str, tuple[Context, list[str]]], settings: Any):
         self.rows, self.precision = {}, settings.precision
         most = max(1, AT_ONCE // (base.config.vocab_size * settings.max_new_tokens * len(contexts)))
         for name, (context, texts) in contexts.items():
@@ -55,7 +55,8 @@ class Curve:
     its last checkpoint are made again.
     """
 
-    def __init__(self, validation: Validation, folder: Path, schedule: list[list[str]], every: int, best: bool):
+    def __init__(self, validation: Validation, folder: Path, schedule: list[list[str]], every: int,
+                 best: bool):
         self.validation, self.folder, self.schedule = validation, folder, schedule
         self.every, self.best = every, best
 
@@ -120,7 +121,8 @@ def plot(lines: dict[str, list[list[float]]], path: Path, title: str) -> bool:
     def draw(axes: Any) -> None:
         for name, points in lines.items():
             axes.plot(*zip(*points), marker=".", label=name)
-        axes.set(xlabel="step", ylabel="KL(teacher ‖ student) a token, 1/1000 nat", title=title, ylim=(0, None))
+        axes.set(xlabel="step", ylabel="KL(teacher ‖ student) a token, 1/1000 nat", ylim=(0, None))
+        axes.set_title(title)
         axes.grid(alpha=0.3)
         axes.legend()
     return bool(lines) and picture(path, (6, 4), draw)

@@ -19,7 +19,7 @@ from .natural_instructions import inputs_prompt, read_input
 from .report import table
 
 AT_ONCE = 2**27  # logits in memory together: half a gigabyte
-TIMED, SHOTS, TRIES, LONGEST_INPUT, FORGET = 8, 6, 10, 128, 32
+TIMED, SHOTS, TRIES, LONGEST_INPUT = 8, 6, 10, 128
 WRITTEN_AT_ONCE = 64  # inputs, whose prompts may be long
 RULES = {"ends_with": "how it ends", "never": "what it never says", "pattern": "its form", "rules": "all"}
 ROWS = {"kl": "KL(teacher ‖ student) a token, in 1/1000 nat", "agreement": "same likeliest token, %",
@@ -31,7 +31,8 @@ ROWS = {"kl": "KL(teacher ‖ student) a token, in 1/1000 nat", "agreement": "sa
         "tokens_saved": "prompt tokens saved an answer", "milliseconds": "milliseconds an answer",
         "teacher_milliseconds": "… of the teacher", "no_answer": "no answer found in the teacher's text, %",
         "pieces": "a marker's piece in the answer, %",
-        "forgotten": "KL(before ‖ now) a token on unrelated prompts, in 1/1000 nat"}
+        "forgotten": "KL(before ‖ now) a token on unrelated prompts, in 1/1000 nat",
+        "tasks": "Rouge-L on the pocket's tasks, under their instructions"}
 Figures = dict[str, list[float]]
 
 
@@ -162,26 +163,6 @@ def milliseconds(base: nn.Module, model: nn.Module, prompts: dict[str, list[list
             for name, who in (("milliseconds", "student"), ("teacher_milliseconds", "teacher"))}
 
 
-# --- on unrelated prompts ---
-
-
-def forgotten(base: nn.Module, model: nn.Module, tokenizer: TextTokenizer, prompts: list[str],
-              settings: Any) -> Figures:
-    """KL(θ₀ ‖ θ) along the base's own greedy answers."""
-    ids = tokenizer.encode_all(prompts)
-    written, reasons = generate(base, ids, min(FORGET, settings.max_new_tokens), 0, reasons=True,
-                                precision=settings.precision)
-    eos = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    answers = [[*y, *(eos if why == "eos" else [])] for y, why in zip(written, reasons)]
-    rows = [(prompt, answer) for prompt, answer in zip(ids, answers) if answer]
-    ids, answers = [prompt for prompt, _ in rows], [answer for _, answer in rows]
-    divergence, same = compare(*(lambda some, which=which: score(which, ids[some], answers[some],
-                                                                 precision=settings.precision)
-                                 for which in (base, model)), answers, model)
-    counts = [len(answer) for answer in answers]
-    return {"forgotten": ratio(divergence, counts, 1000), "agreement": ratio(same, counts, 100)}
-
-
 # --- D, written by the model ---
 
 
@@ -235,6 +216,6 @@ def cell(value: list[float] | None) -> str:
 
 def told(found: dict[str, Figures]) -> str:
     """In a line for each context, while the run goes on."""
-    keys = ("kl", "agreement", "identical", "rouge", "exact", "forgotten")
+    keys = ("kl", "agreement", "identical", "rouge", "exact", "rules", "forgotten", "tasks")
     return "\n".join(f"{name}: " + ", ".join(f"{key} {figures[key][0]:.1f}" for key in keys if key in figures)
                      for name, figures in found.items())
