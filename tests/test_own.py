@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import shutil
 import sys
 from copy import deepcopy
 from dataclasses import replace
@@ -17,7 +18,7 @@ from test_plain import tiny_decoder, tiny_tokenizer
 
 from minicd.distill import Context
 from minicd.hf.chat import Chat
-from minicd.hf.checkpoint import load
+from minicd.hf.checkpoint import load, save
 from minicd.t5 import initialise
 from minicd.tasks import own, own_forgetting, own_measures
 from minicd.tasks.contexts_file import read_contexts
@@ -246,6 +247,26 @@ def test_self_study_reads_the_page_while_it_writes(tmp_path):
     source = '{examples = ["a b", "c d", "e f"], write = 5, self_study = true}'
     named = read_contexts(contexts(tmp_path, teacher='"The page.\\n\\nQ: a b\\nA: c\\n\\nQ: {input}\\nA:"', inputs=source)).contexts["mine"]
     assert named.study(["c d", "e f"]) == "The page.\n\nQ: a b\nA: c\n\nQ: c d\nQ: e f\nQ:"
+
+
+def test_a_plain_model_studies_a_page(run, tmp_path):
+    """It writes questions, keeps rules or not, and can be measured outside its run, since the file has tests."""
+    save(tiny_decoder(tiny_tokenizer()), tiny_tokenizer(), tmp_path / "base")
+    source = json.dumps([f"{a}b" for a in "abcdefghij"])
+    file = contexts(tmp_path, teacher='"a page.\\nQ: {input}\\nA:"', student='"Q: {input}\\nA:"', tests='["xy", "yz", "zx"]',
+                    inputs=f"{{examples = {source}, write = 20, self_study = true}}", rules='{never = ["a"]}')
+    file.write_text(f"plain = true\nunrelated = ['b:']\nmodel = {json.dumps(str(tmp_path / 'base'))}\n" + file.read_text())
+    out = tmp_path / "run"
+    said = run("train", "--contexts", file, "--out", out, *SMALL, "--max-new-tokens", 5, "--curve-every", 0)
+    written = json.loads((out / "inputs.json").read_text())["texts"]["mine"]
+    measured = json.loads((out / "record.json").read_text())["measures"]["after"]
+    assert 12 <= len(written) <= 30 and not any("\n" in text for text in written)
+    assert {"never", "teacher_never"} <= {*measured["mine"]} and "rules" not in measured["mine"] and "| rule kept:" in said
+    assert load(out / "student")[0].config.more_eos_token_ids, "as it was practised, so it is saved"
+    shutil.copytree(out / "student", tmp_path / "elsewhere")
+    again = run("eval", "--model", tmp_path / "elsewhere", "--contexts", file, "--device", "cpu", "--precision", "fp32",
+                "--max-new-tokens", 5)
+    assert own_measures.cell(measured["mine"]["kl"]) in again and own_measures.cell(measured["unrelated"]["forgotten"]) in again
 
 
 def test_rules_kept_are_counted(tmp_path):

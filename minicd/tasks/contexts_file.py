@@ -17,7 +17,8 @@
     rules = {ends_with = "Yours, X", never = ["sorry"], pattern = "^[A-Z]"}  # which answers are to keep
 
 With `self_study = true` beside `write`, the model reads the teacher's prompt up to {input} while it writes:
-questions about a page that stands there. `rules` are only measured: `never`, in any case, inside words, too.
+questions about a page that stands there. `rules` are measured, not taught; what an answer must never have is
+looked for in capitals and inside words, too.
 `unrelated`, inputs too, are prompts on which nothing should change; `template` holds further variables of the
 chat template, the same for teacher and student. Relative paths start at the file.
 """

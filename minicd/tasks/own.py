@@ -93,7 +93,7 @@ class Own(Experiment):
     @cached_property
     def file(self) -> ContextsFile:
         if not self.settings.contexts:
-            raise ValueError("--contexts is missing: the file with your contexts; data/contexts has three")
+            raise ValueError("--contexts is missing: the file with your contexts; data/contexts has six")
         return read_contexts(beside(self.settings.contexts))
 
     @cached_property
