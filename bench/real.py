@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from bench.common import ROOT, Parser, count, guarded, import_transformers, parsed, publish, turns
 from bench.train import our_updates
-from minicd import Context, PracticeSettings, identity, load, practice, sampling
+from minicd import Context, PracticeSettings, identity, load, practice
 from minicd.labels import LabelBatch
 from minicd.runtime.device import autocast
 from minicd.runtime.memory import keep_memory

@@ -133,8 +133,9 @@ class KVCache:
             self.cache_position += 1
 
     def keep(self, rows: Tensor) -> None:
-        """Keep only these rows [R] of the batch."""
-        self.memory = [select(pair, rows) for pair in self.memory]
+        """Keep only these rows [R] of the batch: layer by layer, so that there are never two of all."""
+        for layer, pair in enumerate(self.memory):
+            self.memory[layer] = select(pair, rows)
 
 
 def decoding_layout(keys_values) -> tuple[Tensor, Tensor]:

@@ -73,7 +73,7 @@ class Epochs:
     def __getitem__(self, step: int) -> tuple[Tensor, LabelBatch]:
         epoch, batch = divmod(step, self.per_epoch)
         if epoch != self.epoch:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
             self.epoch, self.order = epoch, length_buckets(self.examples, self.batch_size, generator)
         return self.examples.batch(self.order[batch], self.pad)
 

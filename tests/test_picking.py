@@ -8,7 +8,6 @@ import torch
 from helpers import tiny_t5
 from test_checkpoint import FIXTURES
 
-from minicd import sampling
 from minicd.distill import Context, PracticeSettings, identity, practice
 from minicd.hf.checkpoint import load
 from minicd.labels import likeliest

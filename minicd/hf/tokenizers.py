@@ -87,8 +87,8 @@ def read_tokenizer_json(path: Path) -> Tokenizer:
 def check_growth(path: Path, times: float) -> None:
     """Raises ValueError where a file could make a letter so long that memory or time run out."""
     if times > GROWTH:
-        raise ValueError(f"{path} {UNREADABLE}: it can make {times:.0f} characters or tokens of one, which no "
-                         f"tokenizer needs; the limit is {GROWTH}")
+        raise ValueError(f"{path} {UNREADABLE}: it can make {times:.0f} characters or tokens of one, which "
+                         f"no tokenizer needs; the limit is {GROWTH}")
 
 
 def growth(step: Any) -> float:

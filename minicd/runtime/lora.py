@@ -40,7 +40,7 @@ class LowRank(nn.Linear):
 
 
 def copy_to_train(model: nn.Module, rank: int) -> nn.Module:
-    """A copy, which with adapters holds the very parameters of the model, since it leaves them as they are."""
+    """A copy; with adapters it holds the very parameters of the model, since it leaves them as they are."""
     shared = {id(parameter): parameter for parameter in model.parameters()} if rank else None
     return deepcopy(model, shared)
 

@@ -35,8 +35,8 @@ MODELS = {"teacher": "teacher", "before": "teacher", "after": "student",  # row 
           **{name: name for name in ("scratchpad_and_direct", "scratchpad_then_direct")}}
 MORE_MODELS = {"after_hard": "student_hard", "true_answers": "student_true"}
 UNTIL = ("teacher", "practice", "student", "table")
-LABELLED = ("model", "precision", "max_digits", "scratchpad", "train_questions", "teacher_lr", "teacher_batch",
-            "dropout", "warmup", "decay", "clip", "optimiser")  # settings that teacher and baselines share
+LABELLED = ("model", "precision", "max_digits", "scratchpad", "train_questions", "teacher_lr",
+            "teacher_batch", "dropout", "warmup", "decay", "clip", "optimiser")  # settings that teacher and baselines share
 PARTS = {"by_digits": digits, "by_carry_run": carry_run}  # what a small table groups the questions by
 
 
@@ -227,7 +227,7 @@ class Addition(Experiment):
         return evaluate(self.folder.get(self.models[row]), self.tokenizer, questions, row == "teacher",
                         longest, f"test {row}", self.settings.precision, self.settings.scratchpad)
 
-    def item(self) -> str:
+    def practice_item(self) -> str:
         return self.folder.get("practice_figures")["shown"].split("practice set:")[0]
 
     def figures(self) -> dict[str, Any] | None:

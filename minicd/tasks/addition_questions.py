@@ -66,7 +66,8 @@ def nye_scratchpad(question: str) -> str:
         result = [str(total % 10), *result]
         rest = f"{' '.join(a[:left])} + {' '.join(b[:left])} " if left else ""
         lines.append(f"{rest}, {' '.join(result)} C: {total // 10}")
-    return " => ".join([*lines, " ".join([str(total // 10), *result])]) + f" Final answer: # {answer(question)} #"
+    last = " ".join([str(total // 10), *result])
+    return " => ".join([*lines, last]) + f" Final answer: # {answer(question)} #"
 
 
 def lines_scratchpad(question: str) -> str:

@@ -37,6 +37,9 @@ BASE = """
   begins with definitions alone and brings examples in the last half, since nothing was learnt from all at
   once ([LOG.md](LOG.md)); it goes on from `data/pocket`, so that copying need not be learnt anew. An eighth
   of the last half has no instruction.
+* **The base of questions about databases** is a decoder that knows 250 words. It was trained on
+  nothing but repeated blocks and generated databases, which grow with what it has learnt: the figures are of
+  other databases, with 0 to 8 examples in the prompt.
 """
 
 INSTRUCTIONS = """
@@ -117,9 +120,9 @@ TRANSFER = """
   as it was (`--start base`).
 * **Instruction items**: definition, 2 positive examples and the item's own answer, as in the paper. The
   teacher has up to 2,000, each once, beside twelve passes over its 499 scratchpads (paper: 4,096 beside 500,
-  32 passes over both); the student up to 2,000 beside 10,000 practice answers, 3 passes (paper: 65,536). Items
-  of more than 256 tokens, of the category Mathematics, and with five words in a row as in a word problem are
-  left out. Without `--data` they are the pocket world's.
+  32 passes over both); the student up to 2,000 beside 10,000 practice answers, 3 passes (paper: 65,536).
+  Items of more than 256 tokens, of the category Mathematics, and with five words in a row as in a word
+  problem are left out. Without `--data` they are the pocket world's.
 * **Rouge-L** is the mean over the test tasks, with the first 100 instances of each; answers end with their
   line.
 * **Word problems** are our own: 200 from 15 templates. The first number of an answer counts. Their prompt,
@@ -128,4 +131,31 @@ TRANSFER = """
   practises one of their sums, in either order.
 * **Scratchpads** have one line a column; digits have no spaces, since this tokenizer splits them. At
   inference both prompts have two worked examples of their kind, which were never practised.
+"""
+
+SQL = """
+* **The base** at pocket scale is our own decoder of half a million parameters instead of Incoder-6.7B. Its
+  pretraining had the form of the task: generated databases with questions and queries one after another.
+  The databases of the experiment were never in it; a hash of their content keeps them apart.
+* **The databases** are generated, too: what a question means depends on words and on a condition that are a
+  database's own, and only examples tell. Questions are from a dozen templates, queries have one table.
+* **A student for each database**, on 300 unlabelled questions of it, 6 epochs, AdamW at 1e-3, instead of two
+  epochs at 1e-4. The examples and the unlabelled questions are drawn anew for each seed; the first third of
+  a database's questions is for tests and the same for all.
+* **Gradient descent** starts from the same base with the same optimiser, on one batch of all examples for 25
+  epochs at a constant rate. The best of five rates is taken, chosen on four other databases, one for the best
+  epoch and one for the last. The best epoch is chosen on the test questions, as in the paper, which favours
+  the baseline.
+* **The right result** is not the paper's measure: exact set match does not look at values, the results do.
+* At `--scale spider`, SmolLM2-135M is first tuned on 1,500 questions of the other databases with none to
+  eight examples in the prompt, since by itself it writes almost no right query. These databases also choose
+  the rates of gradient descent. SPIDER's files hold no rows, so only exact set match can be measured.
+"""
+
+SQL_LONG = """
+* The pocket model's window would hold all eight examples, which one row shows for comparison; all other
+  prompts have four. The paper took databases with long schemas, which left no room for more.
+* Answers are sampled from a random one of the teacher's prompts, and labelled by the average of all.
+* The three kinds of rounds are not in the paper's experiment. Their students see no examples, since a
+  student that saw the first four would have nothing to learn from a teacher with the same four.
 """

@@ -154,7 +154,7 @@ class RunFolder:
 
 def borrow_same(folder: RunFolder, other: Path, settings: Any,
                 depends_on: Callable[[Any], dict[str, dict[str, Any]]]) -> None:
-    """Copy the finished stages of another run whose settings, as far as `depends_on` names them, are the same.
+    """Copy the finished stages of another run whose settings, as far as `depends_on` names them, agree.
 
     Says which are to be made anew. Raises ValueError where the first stage is missing or has other settings.
     """

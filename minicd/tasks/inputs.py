@@ -50,8 +50,8 @@ def written_inputs(model: nn.Module, tokenizer: TextTokenizer, prompt: Callable[
             found += [text for text in texts if text and text not in forbidden]
             if len(found) == n:
                 return found
-        raise ValueError(f"asked for {n} inputs, the model wrote only {len(found)} that can be used; others were "
-                         f"empty, test inputs, or unfinished after {max_new_tokens} tokens: choose another "
+        raise ValueError(f"asked for {n} inputs, the model wrote only {len(found)} that can be used; others "
+                         f"were empty, test inputs, or unfinished after {max_new_tokens} tokens: choose another "
                          "--model, or raise --max-input-tokens")
     return draw
 

@@ -130,8 +130,8 @@ def load_task(path: Path) -> NITask:
     """Read one task file. Where it is unusable, raises ValueError with the names of file and key."""
     path = Path(path)
     if not re.fullmatch(r"\w[\w.+-]*", path.stem):  # the task's name becomes a folder's
-        raise ValueError(f"{path.parent}: {path.name!r} is no name for a task file: a name begins with a letter "
-                         "or a digit, and has only these and . _ + -")
+        raise ValueError(f"{path.parent}: {path.name!r} is no name for a task file: a name begins with a "
+                         "letter or a digit, and has only these and . _ + -")
     if path.exists() and not path.is_file():  # a pipe would never end
         raise ValueError(f"{path} cannot be read: it is no regular file")
     try:

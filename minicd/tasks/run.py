@@ -143,7 +143,7 @@ class Experiment:
         """The data files that it read, for the record."""
         return []
 
-    def item(self) -> str:
+    def practice_item(self) -> str:
         """One practice item, whole, for the record."""
         return self.folder.get("example") if self.folder.file("example") else ""
 
@@ -279,7 +279,7 @@ def run(task: str, kind: type[Experiment], experiments: list[Experiment], out: P
     notes, seeds = [e.folder.notes() for e in experiments], [e.seed for e in experiments]
     record = make_record(task, settings, seeds, figures, notes, kind.PAPER, earlier)
     record = kind.complete(record)
-    record |= {key: value for key, value in (("files", files), ("item", experiments[0].item())) if value}
+    record |= {key: value for key, value in (("files", files), ("item", experiments[0].practice_item())) if value}
     if set(record["seeds"]) == set(seeds):  # else the others took their own time
         record["minutes"]["wall"] = round(read_wall(out / "wall.json"), 2)
     return record
