@@ -219,13 +219,15 @@ def combine_seeds(seeds: tuple[int, ...]) -> int:
 
 def distill(student: nn.Module, items: Examples, settings: FitSettings = FitSettings(), *,
             epochs: float = 1.0, seed: int = 0, checkpoint: Path | None = None, save_every: float = 30.0,
-            name: str = "distill") -> list[float]:
+            name: str = "distill", evaluate: Callable[[int, int], None] | None = None) -> list[float]:
     """Fit p_θ(f(y) | T_s(x)) to the labels, in place (equation 1, `settings.loss`); returns the loss curve.
 
+    `evaluate(step, steps)` is called between steps, and may set other weights at the last one.
     Raises ValueError where the loss needs other labels than the items have, or their token ids are another
     tokenizer's, and what `fit` raises.
     """
     items.check_ids(student.config.vocab_size)
     check_labels(settings.loss, items.labels.kind)
     batches = Epochs(items, settings.batch_size, epochs, seed, student.config.pad_token_id)
-    return fit(student, batches, settings, seed=seed, checkpoint=checkpoint, save_every=save_every, name=name)
+    return fit(student, batches, settings, seed=seed, checkpoint=checkpoint, save_every=save_every, name=name,
+               evaluate=evaluate and (lambda step: evaluate(step, len(batches))))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Sequence
+from typing import Callable, Sequence
 
 import numpy as np
 import torch
@@ -36,13 +37,15 @@ class RoundSettings:
 
 def rounds(model: nn.Module, tokenizer: TextTokenizer, schedule: Sequence[Sequence[Context]],
            settings: RoundSettings | None = None, *, recursive: bool = False, seed: int = 0,
-           folder: Path | None = None, name: str = "") -> nn.Module:
+           folder: Path | None = None, name: str = "",
+           evaluate: Callable[[nn.Module, int, int, int], None] | None = None) -> nn.Module:
     """Distil round after round; returns the student of the last round and leaves `model` unchanged.
 
     A round is a list of contexts, learnt simultaneously: L(θ) = Σ_k L_Ωk(θ) (equation 2). The next round
     starts from its student: θ_{n+1} = argmin L_Ωn(θ) from θ_n (equation 3). The teacher is `model`, or with
     `recursive` the student of the round before. With `folder`, a rerun resumes at the round and step where
-    it stopped. `name` is the prefix of the progress bars.
+    it stopped. `name` is the prefix of the progress bars. `evaluate(student, round, step, steps)` is called
+    between steps, as in `distill`.
     Raises ValueError where the schedule or a round is empty, and what `practice` and `fit` raise.
     """
     if not schedule or not all(schedule):
@@ -52,12 +55,14 @@ def rounds(model: nn.Module, tokenizer: TextTokenizer, schedule: Sequence[Sequen
     for number, contexts in enumerate(schedule):
         teacher = student if recursive else model
         one_round(teacher, student, tokenizer, contexts, settings, combine_seeds((seed, number)),
-                  folder and folder / f"round-{number}", f"{name} round {number + 1}".strip())
+                  folder and folder / f"round-{number}", f"{name} round {number + 1}".strip(),
+                  evaluate and partial(evaluate, student, number))
     return student
 
 
 def one_round(teacher: nn.Module, student: nn.Module, tokenizer: TextTokenizer, contexts: Sequence[Context],
-              settings: RoundSettings, seed: int, folder: Path | None, name: str) -> None:
+              settings: RoundSettings, seed: int, folder: Path | None, name: str,
+              evaluate: Callable[[int, int], None] | None = None) -> None:
     """Practise under every context, mix, and fit the student in place; its final weights go to `folder`."""
     done = folder and folder / "student.safetensors"
     if done and done.exists():
@@ -71,14 +76,15 @@ def one_round(teacher: nn.Module, student: nn.Module, tokenizer: TextTokenizer, 
         batches = OnPolicy(student, judge, tokenizer, contexts, settings.practice, steps=steps,
                            batch_size=settings.fit.batch_size, seed=seed)
         fit(student, batches, settings.fit, seed=seed, checkpoint=progress, save_every=settings.save_every,
-            name=f"{name}, on-policy")
+            name=f"{name}, on-policy", evaluate=evaluate and (lambda step: evaluate(step, steps)))
     else:
         parts = [practice(teacher, tokenizer, context, settings.items, settings.practice,
                           seed=combine_seeds((seed, k)), folder=folder and folder / f"practice-{k}",
                           name=f"{name}, practice {k + 1}")
                  for k, context in enumerate(contexts)]
         distill(student, Examples.join(parts), settings.fit, epochs=settings.epochs, seed=seed,
-                checkpoint=progress, save_every=settings.save_every, name=f"{name}, distill")
+                checkpoint=progress, save_every=settings.save_every, name=f"{name}, distill",
+                evaluate=evaluate)
     if done:
         atomic_safetensors(done, student.state_dict())
         progress.unlink(missing_ok=True)

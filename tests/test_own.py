@@ -3,7 +3,9 @@
 import importlib
 import json
 import re
+import shutil
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,18 +14,22 @@ import numpy as np
 import pytest
 import torch
 from helpers import tiny_t5
+from test_plain import tiny_decoder, tiny_tokenizer
 
 from minicd.distill import Context
 from minicd.hf.chat import Chat
-from minicd.hf.checkpoint import load
-from minicd.tasks import own, own_measures
+from minicd.hf.checkpoint import load, save
+from minicd.t5 import initialise
+from minicd.tasks import own, own_forgetting, own_measures
 from minicd.tasks.contexts_file import read_contexts
-from minicd.tasks.inputs import pool
+from minicd.tasks.inputs import pool, words
 from minicd.tasks.settings import guarded
 from minicd.tokenizer import word_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = sorted((ROOT / "data" / "contexts").glob("*.toml"))
+EVERY = sorted((ROOT / "data" / "contexts").glob("*.toml"))
+REAL = [file for file in EVERY if read_contexts(file).model == "data/smollm2"]
+FILES = [file for file in EVERY if file not in REAL]
 SMALL = ["--practice-inputs", "24", "--epochs", "1", "--max-new-tokens", "24", "--most-tests", "6", "--jobs", "1", "--device",
          "cpu", "--precision", "fp32"]
 WORDS = word_tokenizer([*"abcdefgh", "#"])
@@ -58,9 +64,16 @@ def contexts(folder: Path, **changes: str) -> Path:
 @pytest.mark.parametrize("n, held", [(2, 1), (3, 1), (60, 30), (100, 50), (120, 50), (600, 60), (5000, 500)])
 def test_held_out_inputs_are_never_practised(n, held):
     texts = [f"question {i}" for i in range(n)]
-    tests, practised = own.split(texts)
-    assert len(tests) == held and not set(tests) & set(practised) and {*tests, *practised} == set(texts)
-    assert own.split(texts[::-1]) == (tests, practised), "the order in the file does not matter"
+    tests, validation, practised = own.split(texts)
+    assert len(tests) == held and len(validation) == min(own.VALIDATED, (n - held) // 5)
+    assert sorted([*tests, *validation, *practised]) == sorted(texts), "each in one part"
+    assert own.split(texts[::-1]) == (tests, validation, practised), "the order in the file does not matter"
+
+
+def test_tests_of_ones_own_are_never_practised(tmp_path):
+    named = read_contexts(contexts(tmp_path, tests='["A b", "x"]')).contexts["mine"]
+    tests, validation, practised = own.split(["a b.", *"cdefgh"], named)
+    assert tests == ["A b", "x"] and len(validation) == 1 and sorted([*validation, *practised]) == [*"cdefgh"]
 
 
 def test_copies_count_once():
@@ -72,7 +85,7 @@ def test_a_run_practises_nothing_that_it_tests(tmp_path):
     experiment = own.Own(settings, 0, SimpleNamespace(device=torch.device("cpu"), get=lambda stage: {"texts": {"mine": texts}}))
     texts = experiment.file.contexts["mine"].source.texts
     drawn = experiment.practised("mine").inputs(2000, np.random.default_rng(0))
-    assert settings.model == "data/pocket" and set(drawn) == set(own.split(texts)[1])
+    assert settings.model == "data/pocket" and set(drawn) == set(own.split(texts)[2])
 
 
 def test_the_model_writes_inputs(monkeypatch):
@@ -126,18 +139,40 @@ def test_a_model_is_no_way_from_itself():
     model = tiny_t5(len(WORDS))
     _, _, found = along(model, model, lambda y: slice(None), teachers=("{}",))
     assert found["kl"][0] == pytest.approx(0, abs=1e-6) and found["agreement"] == [100, 100, 100]
-    same = own_measures.forgotten(model, model, WORDS, ["a b", "c"], HOW)
-    other = own_measures.forgotten(model, tiny_t5(len(WORDS), seed=1), WORDS, ["a b", "c"], HOW)
+    same = own_forgetting.forgotten(model, model, WORDS, ["a b", "c"], HOW)
+    other = own_forgetting.forgotten(model, tiny_t5(len(WORDS), seed=1), WORDS, ["a b", "c"], HOW)
     assert same["forgotten"][0] == pytest.approx(0, abs=1e-6) and other["forgotten"][0] > 0.001
 
 
-def test_what_is_unrelated(tmp_path):
-    file = read_contexts(contexts(tmp_path))
+def test_what_is_unrelated(tmp_path, monkeypatch, capsys):
+    """The file's; else the bare inputs, but where students answer these; else prompts whose words the model knows."""
+    file, model, asked = read_contexts(contexts(tmp_path)), tiny_t5(len(WORDS)), []
     texts = {"mine": file.contexts["mine"].source.texts}
-    bare = own.unrelated(file, texts, None)
-    assert bare == own.split(texts["mine"])[0], "the bare inputs, where the file says nothing"
-    chat = Chat("<{{ messages[0].content }}>")
-    assert own.unrelated(replace(file, unrelated=["x"]), texts, chat) == ["<x>"]
+    monkeypatch.setattr(own_forgetting, "forgotten", lambda base, model, tokenizer, prompts, how: asked.append(prompts) or {"forgotten": [0]})
+    how = SimpleNamespace(**vars(HOW), most_tests=3)
+
+    def prompts(file, other=True):
+        own.measure(file, texts, model, tiny_t5(len(WORDS)) if other else model, WORDS, None, how)
+        return asked.pop() if asked else None
+    assert prompts(file) == own.split(texts["mine"])[0] and prompts(file, other=False) is None
+    assert prompts(replace(file, unrelated=["x"])) == ["x"]
+    assert own.bare_prompts(["x"], Chat("<{{ messages[0].content }}>"), file) == ["<x>"]
+    bare = read_contexts(contexts(tmp_path, student='"{input}"'))
+    assert prompts(bare) is None and "it has no unrelated prompts" in capsys.readouterr().out
+    monkeypatch.setattr(own_forgetting, "NEUTRAL", ["a b"])
+    assert prompts(bare) == ["a b"]
+
+
+def test_the_pockets_tasks_show_what_its_student_forgot(monkeypatch):
+    some = own_forgetting.task_prompts()[::6]
+    monkeypatch.setattr(own_forgetting, "task_prompts", lambda: some)
+    model, tokenizer = load(ROOT / "data" / "pocket-instructions")
+    how = SimpleNamespace(max_new_tokens=8, precision="fp32")
+    found = own_forgetting.measure(model, model, tokenizer, own_forgetting.others(tokenizer), how)
+    assert {*found} == {"tasks"} and found["tasks"][1] <= found["tasks"][0] <= found["tasks"][2]
+    other = own_forgetting.measure(model, initialise(deepcopy(model), 1), tokenizer, own_forgetting.others(tokenizer)[:4], how)
+    assert other["tasks"][0] < found["tasks"][0] and other["forgotten"][0] > 0
+    assert not own_forgetting.is_pocket(WORDS) and own_forgetting.others(WORDS) == []
 
 
 # --- whole runs ---
@@ -145,19 +180,23 @@ def test_what_is_unrelated(tmp_path):
 
 def test_a_run_is_made_measured_and_measured_again(run, tmp_path):
     file, out = contexts(tmp_path), tmp_path / "run"
-    said = run("train", "--contexts", file, "--out", out, *SMALL)
+    pytest.importorskip("matplotlib")
+    said = run("train", "--contexts", file, "--out", out, "--stop-at-best", *SMALL)
     assert "teacher prompt    reverse : " in said and "student prompt    task : " in said
     record = json.loads((out / "record.json").read_text())
     rows = record["measures"]["after"]["mine"]
     assert {"kl", "agreement", "identical", "rouge", "milliseconds", "tokens_saved"} <= set(rows) and "exact" not in rows
     assert rows["identical"][1] <= rows["identical"][0] <= rows["identical"][2] and record["files"]
     assert record["metrics"]["mine, kl, after"]["values"][0] < record["metrics"]["mine, kl, before"]["values"][0]
+    [(start, kl), (step, _)] = record["curve"]["mine"]
+    assert (start, step) == (0, 1) and kl > 0 and (out / "own-pocket.png").exists()
     assert load(out / "student")[0].config == load(ROOT / "data" / "pocket")[0].config
     again = run("eval", "--model", out / "student", "--device", "cpu", "--precision", "fp32")
     assert re.search(r"KL\(teacher ‖ student\).*", again)[0].split("|")[1].strip() == own_measures.cell(rows["kl"])
     assert "| this model |" in again
     file.write_text(file.read_text() + "\n")
-    assert "is not as it was when this run began" in run("train", "--contexts", file, "--out", out, *SMALL)
+    again = run("train", "--contexts", file, "--out", out, "--stop-at-best", *SMALL)
+    assert "is not as it was when this run began" in again
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -169,13 +208,87 @@ def test_the_worked_files_run(run, tmp_path, file):
     assert teacher[0] >= 50, "the base does under the teacher's prompt what the references say"
 
 
-def test_there_are_three_worked_files():
+def test_there_are_six_worked_files():
     assert [file.stem for file in FILES] == ["examples", "instruction", "scratchpad"]
+    assert [file.stem for file in REAL] == ["company", "place", "think"]
     for file in FILES:
         model, tokenizer = load(ROOT / read_contexts(file).model)
         for named in read_contexts(file).contexts.values():
             prompts = [named.teachers[0].replace("{input}", named.source.texts[0]), *named.source.texts[:50]]
             assert not [word for prompt in prompts for word in tokenizer.unknown_words(prompt)]
+
+
+@pytest.mark.parametrize("file", REAL, ids=lambda file: file.stem)
+def test_files_for_the_real_model(file):
+    """Their worked answers keep their rules, and none of their worked questions is tested."""
+    found = read_contexts(file)
+    for named in found.contexts.values():
+        worked = re.findall(r"(?:^|\n)(?:Customer|Question|Problem): (.*)\n(?:Reply|Answer|Thought): (.*)", named.teachers[0])
+        assert found.plain and 4 <= len(worked) <= 5
+        answers = [answer.split("Answer: ")[-1] for _, answer in worked]
+        assert all(all(hits) for hits in own_measures.kept(named.rules, answers).values())
+        tests, validation, practised = own.split(named.source.texts, named)
+        assert len(tests) >= 40 and (named.source.write or len(tests) + len(validation) + len(practised) >= 200)
+        assert not {words(question) for question, _ in worked} & {*map(words, tests)}
+        page = named.teachers[0].split("\n\n")[0] if named.source.self_study else ""
+        for x in tests if page else ():
+            assert any(set(words(answer)) <= set(words(page)) or answer.isdigit() for answer in named.references[x])
+
+
+def test_word_problems_are_solved():
+    solved = read_contexts(ROOT / "data" / "contexts" / "think.toml").contexts["think"].references
+    for question, [answer] in solved.items():
+        a, b, c = map(int, re.findall(r"\d+", question))
+        less = re.search("loses|away|to a friend", question)
+        assert a + b + (-c if less else c) == int(answer) >= 0
+
+
+def test_self_study_reads_the_page_while_it_writes(tmp_path):
+    source = '{examples = ["a b", "c d", "e f"], write = 5, self_study = true}'
+    named = read_contexts(contexts(tmp_path, teacher='"The page.\\n\\nQ: a b\\nA: c\\n\\nQ: {input}\\nA:"', inputs=source)).contexts["mine"]
+    assert named.study(["c d", "e f"]) == "The page.\n\nQ: a b\nA: c\n\nQ: c d\nQ: e f\nQ:"
+
+
+def test_a_plain_model_studies_a_page(run, tmp_path):
+    """It writes questions, keeps rules or not, and can be measured outside its run, since the file has tests."""
+    save(tiny_decoder(tiny_tokenizer()), tiny_tokenizer(), tmp_path / "base")
+    source = json.dumps([f"{a}b" for a in "abcdefghij"])
+    file = contexts(tmp_path, teacher='"a page.\\nQ: {input}\\nA:"', student='"Q: {input}\\nA:"', tests='["xy", "yz", "zx"]',
+                    inputs=f"{{examples = {source}, write = 20, self_study = true}}", rules='{never = ["a"]}')
+    file.write_text(f"plain = true\nunrelated = ['b:']\nmodel = {json.dumps(str(tmp_path / 'base'))}\n" + file.read_text())
+    out = tmp_path / "run"
+    said = run("train", "--contexts", file, "--out", out, *SMALL, "--max-new-tokens", 5, "--curve-every", 0)
+    written = json.loads((out / "inputs.json").read_text())["texts"]["mine"]
+    measured = json.loads((out / "record.json").read_text())["measures"]["after"]
+    assert 12 <= len(written) <= 30 and not any("\n" in text for text in written)
+    assert {"never", "teacher_never"} <= {*measured["mine"]} and "rules" not in measured["mine"] and "| rule kept:" in said
+    assert load(out / "student")[0].config.more_eos_token_ids, "as it was practised, so it is saved"
+    shutil.copytree(out / "student", tmp_path / "elsewhere")
+    again = run("eval", "--model", tmp_path / "elsewhere", "--contexts", file, "--device", "cpu", "--precision", "fp32",
+                "--max-new-tokens", 5)
+    assert own_measures.cell(measured["mine"]["kl"]) in again and own_measures.cell(measured["unrelated"]["forgotten"]) in again
+
+
+def test_rules_kept_are_counted(tmp_path):
+    rules = '{ends_with = "ok", never = ["Sorry"], pattern = "^[A-Z]"}'
+    named = read_contexts(contexts(tmp_path, rules=rules)).contexts["mine"]
+    found = own_measures.kept(named.rules, ["A ok", "a ok", "So sorry ok", "B"])
+    assert found == {"ends_with": [True, True, True, False], "never": [True, True, False, True],
+                     "pattern": [True, False, True, True], "rules": [True, False, False, False]}
+    assert own_measures.kept({}, ["a"]) == {} and {*found} == {*own_measures.RULES}
+
+
+def test_answers_of_a_plain_model_end_with_their_line(tmp_path):
+    tokenizer = tiny_tokenizer()
+    [line] = tokenizer.encode("\n")
+    model, file = tiny_decoder(tokenizer), contexts(tmp_path)
+    own.end_plainly(read_contexts(file), model, tokenizer)
+    assert line not in model.config.more_eos_token_ids
+    file.write_text("plain = true\n" + file.read_text())
+    own.end_plainly(read_contexts(file), model, tokenizer)
+    assert line in model.config.more_eos_token_ids
+    with pytest.raises(ValueError, match="my.toml: plain is for decoders"):
+        own.end_plainly(read_contexts(file), tiny_t5(len(WORDS)), WORDS)
 
 
 def test_one_can_talk_to_a_model(run, tmp_path, monkeypatch):
@@ -190,6 +303,20 @@ def test_one_can_talk_to_a_model(run, tmp_path, monkeypatch):
     lines += ["a b c"]
     assert run("eval", *how, "--contexts", file, "--teacher").splitlines()[1] == "c b a"
     assert "--context your: " in run("eval", *how, "--contexts", file, "--context", "your")
+    how[-1:] = ["--ask", "a b c"]
+    assert run("eval", *how, "--contexts", file) == "a b c\n" and run("eval", *how, "--contexts", file, "--teacher") == "c b a\n"
+    how[-1] = "reverse : a b c"
+    assert run("eval", *how) == "c b a\n", "bare, without a file"
+
+
+def test_a_chat_model_is_asked_through_the_template_that_its_tokenizer_carries(tmp_path):
+    words = word_tokenizer(["a"])
+    assert Chat.of_tokenizer(words) is None
+    words.files = {"tokenizer_config.json": json.dumps({"eos_token": "</s>", "chat_template":
+                                                        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{{ eos_token }}"}).encode()}
+    file = contexts(tmp_path, student='[{role = "user", content = "so {input}"}]')
+    spoken = own.spoken_to(own.OwnEval(contexts=str(file)), Chat.of_tokenizer(words))
+    assert spoken("a") == "<user>so a</s>" and own.spoken_to(own.OwnEval(), Chat.of_tokenizer(words))("a") == "<user>a</s>"
 
 
 # --- refusals ---

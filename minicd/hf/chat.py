@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Sequence
 
 from jinja2 import Template, nodes
@@ -19,8 +20,8 @@ from jinja2.exceptions import TemplateError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from ..runtime.files import read_json
-from ..tokenizer import Rendered
+from ..runtime.files import atomic_bytes, read_json
+from ..tokenizer import Rendered, TextTokenizer
 from .checkpoint import resolve
 
 TODAY = datetime(2024, 7, 26)  # of `strftime_now`: Llama's templates name this day where they know no other
@@ -161,6 +162,14 @@ class Chat:
                 if re.fullmatch("[a-z]+_token", key) and isinstance(token, str):
                     tokens[key] = token
         return None if template is None else cls(template, tokens)
+
+    @classmethod
+    def of_tokenizer(cls, tokenizer: TextTokenizer) -> Chat | None:
+        """That of the folder from which a tokenizer came."""
+        with TemporaryDirectory() as folder:
+            for name, content in tokenizer.files.items():
+                atomic_bytes(Path(folder) / name, content)
+            return cls.of(folder)
 
     def prompt(self, messages: Messages, **more: Any) -> Rendered:
         """The messages as a prompt that ends where the model's answer begins."""

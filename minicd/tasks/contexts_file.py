@@ -3,6 +3,7 @@
     model = "data/smollm2"                     # where --model is not given
     rounds = [["support"], ["facts"]]          # by name; all at once unless given
     recursive = false
+    plain = true                               # a plain language model: its answers end with their line
 
     [contexts.support]
     teacher = "You are … Question: {input}"    # T_t; or messages [{role = "system", content = "…"}, …]
@@ -12,7 +13,12 @@
                                                # {examples = ["…"], write = 200}: the model writes more
     answer = {after = "Answer:"}               # f; or "everything" (default), {between = ["<a>", "</a>"]},
                                                # {pattern = "a regular expression with a (group)"}
+    tests = "tests.txt"                        # inputs to measure on; else a tenth of D, at least 50
+    rules = {ends_with = "Yours, X", never = ["sorry"], pattern = "^[A-Z]"}  # which answers are to keep
 
+With `self_study = true` beside `write`, the model reads the teacher's prompt up to {input} while it writes:
+questions about a page that stands there. `rules` are measured, not taught; what an answer must never have is
+looked for in capitals and inside words, too.
 `unrelated`, inputs too, are prompts on which nothing should change; `template` holds further variables of the
 chat template, the same for teacher and student. Relative paths start at the file.
 """
@@ -36,10 +42,11 @@ from .settings import near
 
 Prompt = str | list[dict[str, str]]
 HOLE = "{input}"
-TOP = ("contexts", "rounds", "recursive", "model", "unrelated", "template")
-OF_CONTEXT = ("teacher", "teachers", "student", "inputs", "answer")
-OF_INPUTS = ("file", "field", "reference", "examples", "write")
+TOP = ("contexts", "rounds", "recursive", "plain", "model", "unrelated", "template")
+OF_CONTEXT = ("teacher", "teachers", "student", "inputs", "answer", "tests", "rules")
+OF_INPUTS = ("file", "field", "reference", "examples", "write", "self_study")
 OF_ANSWER = ("after", "between", "pattern")
+OF_RULES = ("ends_with", "never", "pattern")
 
 
 class Place:
@@ -72,6 +79,9 @@ class Place:
             self.wrong("it must be a text that is not empty")
         return value
 
+    def flag(self, value: Any) -> bool:
+        return value if isinstance(value, bool) else self.wrong("it must be true or false")
+
     def texts(self, value: Any) -> list[str]:
         if not isinstance(value, list) or not value:
             self.wrong("it must be a list of texts")
@@ -85,6 +95,7 @@ class Source:
     texts: list[str]
     references: dict[str, list[str]] = field(default_factory=dict)
     write: int = 0  # then `texts` are the examples
+    self_study: bool = False
 
 
 @dataclass
@@ -97,6 +108,21 @@ class Named:
     student: Prompt
     source: Source
     extractor: Callable[[TextTokenizer], Extractor]
+    tests: Source = field(default_factory=lambda: Source([]))  # none: some of the inputs
+    rules: dict[str, Callable[[str], bool]] = field(default_factory=dict)  # name → does an answer keep it?
+
+    @property
+    def references(self) -> dict[str, list[str]]:
+        return self.source.references | self.tests.references
+
+    def study(self, examples: Iterable[str]) -> str:
+        """The teacher's prompt up to {input}, after which a list of examples begins that the model continues.
+
+        What stands before {input} on its line stands before each example.
+        """
+        head = str(self.teachers[0]).split(HOLE)[0]
+        mark = head.rsplit("\n", 1)[-1]
+        return head + "".join(f"{text}\n{mark}" for text in examples).rstrip()
 
     def context(self, inputs: Inputs, tokenizer: TextTokenizer, chat: Chat | None,
                 variables: dict[str, Any]) -> Context:
@@ -129,6 +155,7 @@ class ContextsFile:
     contexts: dict[str, Named]
     rounds: list[list[str]]
     recursive: bool = False
+    plain: bool = False
     model: str = ""
     unrelated: list[str] = field(default_factory=list)
     variables: dict[str, Any] = field(default_factory=dict)
@@ -143,8 +170,7 @@ def read_contexts(path: str | Path) -> ContextsFile:
     if not isinstance(contexts, dict) or not contexts:
         top.wrong("it has no context: write a table [contexts.NAME]")
     named = {name: read_context(name, top / "contexts" / name, value) for name, value in contexts.items()}
-    if not isinstance(recursive := raw.get("recursive", False), bool):
-        (top / "recursive").wrong("it must be true or false")
+    recursive, plain = ((top / key).flag(raw.get(key, False)) for key in ("recursive", "plain"))
     unrelated = read_source(top / "unrelated", raw["unrelated"]) if "unrelated" in raw else Source([])
     if unrelated.write:
         (top / "unrelated").wrong("it must be given, not written by the model")
@@ -153,7 +179,7 @@ def read_contexts(path: str | Path) -> ContextsFile:
         (top / "template").wrong("it must be a table of variables")
     rounds = read_rounds(top / "rounds", raw.get("rounds", [list(named)]), named)
     model = "" if model is None else (top / "model").text(model)
-    return ContextsFile(path, named, rounds, recursive, model, unrelated.texts, variables)
+    return ContextsFile(path, named, rounds, recursive, plain, model, unrelated.texts, variables)
 
 
 def parse(path: Path) -> Any:
@@ -190,9 +216,15 @@ def read_context(name: str, place: Place, raw: Any) -> Named:
         place / "teachers" / i: prompt for i, prompt in enumerate(raw["teachers"])}
     teachers = [read_prompt(key, prompt) for key, prompt in given.items()]
     bare = HOLE if isinstance(teachers[0], str) else [{"role": "user", "content": HOLE}]
-    return Named(name, place, teachers, read_prompt(place / "student", raw.get("student", bare)),
-                 read_source(place / "inputs", raw["inputs"]),
-                 read_answer(place / "answer", raw.get("answer", "everything")))
+    source = read_source(place / "inputs", raw["inputs"])
+    if source.self_study and not isinstance(teachers[0], str):
+        (place / "inputs" / "self_study").wrong("the teacher's prompt must be a text, not messages")
+    tests = read_source(place / "tests", raw["tests"]) if "tests" in raw else Source([])
+    if tests.write:
+        (place / "tests").wrong("they must be given, not written by the model")
+    return Named(name, place, teachers, read_prompt(place / "student", raw.get("student", bare)), source,
+                 read_answer(place / "answer", raw.get("answer", "everything")), tests,
+                 read_rules(place / "rules", raw.get("rules", {})))
 
 
 def read_prompt(place: Place, prompt: Any) -> Prompt:
@@ -226,9 +258,10 @@ def read_source(place: Place, raw: Any) -> Source:
             place.wrong(f"{sorted(extra)[0]} belongs to a file, not to examples")
         if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= 1_000_000:
             (place / "write").wrong("it must say how many inputs the model is to write, 1 or more")
-        return Source((place / "examples").texts(raw["examples"]), write=n)
-    if "write" in raw:
-        place.wrong("write belongs to examples, not to a file")
+        return Source((place / "examples").texts(raw["examples"]), write=n,
+                      self_study=(place / "self_study").flag(raw.get("self_study", False)))
+    for key in sorted(raw.keys() & {"write", "self_study"}):
+        place.wrong(f"{key} belongs to examples, not to a file")
     file = place.path.parent / (place / "file").text(raw["file"])
     if not file.is_file():
         place.wrong(f"there is no file {file}{near_file(file)}")
@@ -290,14 +323,33 @@ def read_answer(place: Place, raw: Any) -> Callable[[TextTokenizer], Extractor]:
             here.wrong("it must be two markers")
         pattern = "(?s:(.*?))".join(map(re.escape, marks))
     else:
-        pattern = here.text(value)
-    try:
-        compiled = re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        here.wrong(f"it is no regular expression: {error}")
+        pattern = value
+    compiled = read_pattern(here, pattern)
     if not compiled.groups:
         here.wrong("it has no group: put the answer's part into ( )")
     return lambda tokenizer: Span(tokenizer, compiled)
+
+
+def read_pattern(place: Place, value: Any) -> re.Pattern:
+    try:
+        return re.compile(place.text(value))
+    except (re.error, OverflowError, RecursionError) as error:
+        place.wrong(f"it is no regular expression: {error}")
+
+
+def read_rules(place: Place, raw: Any) -> dict[str, Callable[[str], bool]]:
+    """Name of a rule → whether an answer, without spaces around it, keeps it."""
+    raw, rules = place.table(raw, OF_RULES), {}
+    if "ends_with" in raw:
+        end = (place / "ends_with").text(raw["ends_with"]).strip()
+        rules["ends_with"] = lambda text: text.endswith(end)
+    if "never" in raw:
+        words = [word.casefold() for word in (place / "never").texts(raw["never"])]
+        rules["never"] = lambda text: not any(word in text.casefold() for word in words)
+    if "pattern" in raw:
+        pattern = read_pattern(place / "pattern", raw["pattern"])
+        rules["pattern"] = lambda text: bool(pattern.search(text))
+    return rules
 
 
 class Span:

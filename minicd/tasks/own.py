@@ -1,8 +1,9 @@
 """Your own prompt into your own model: the contexts of a file are practised, distilled and measured.
 
-contexts_file.py says what a file holds. A tenth of each context's inputs, at least 50, is never practised.
-On these the model answers greedily under the teacher's prompt, and the student is measured along the answers,
-before and after; on unrelated prompts, how far it moved away from the model that it was.
+contexts_file.py says what a file holds. A tenth of each context's inputs, at least 50, is never practised,
+unless the file has tests of its own. On these the model answers greedily under the teacher's prompt, and the
+student is measured along the answers, before and after; on unrelated prompts, how far it moved away from the
+model that it was.
 """
 
 from __future__ import annotations
@@ -24,15 +25,20 @@ from ..runtime.files import file_checksum, read_checked, read_json
 from ..runtime.progress import printable
 from ..sampling import generate
 from ..tokenizer import TextTokenizer
-from . import own_measures as measures
+from . import own_forgetting, own_measures as measures
 from .contexts_file import ContextsFile, Named, read_contexts
-from .inputs import pool, tell_unknown_words
+from .inputs import NearCopies, pool, tell_unknown_words
+from .instruction_eval import end_with_line
+from .natural_instructions import inputs_prompt
+from .own_curve import Curve, Validation, plot
+from .own_forgetting import others
 from .report import Record, seeds_of
 from .run import Experiment, Stage, one_item
 from .settings import DistillSettings, EvalSettings, beside, option
 
 SMALL = 10_000_000  # parameters up to which a model stands ten times the learning rate
 FEWEST, UNRELATED = 50, 100  # held-out inputs of a context; unrelated prompts
+VALIDATED = 32  # validation inputs of a context, and at most a fifth of what is not tested
 CONTEXTS = "file with the contexts, TOML or JSON; what it holds stands in minicd/tasks/contexts_file.py"
 
 
@@ -51,9 +57,13 @@ class OwnSettings(DistillSettings):
                         unit="inputs")
     max_new_tokens: int = option(128, "longest completion", least=1, most=100_000, unit="tokens")
     most_tests: int = option(200, "held-out inputs of each context to measure", least=1, unit="inputs")
+    curve_every: int = option(20, "between points of the validation curve; 0: none", least=0, unit="steps")
+    stop_at_best: bool = option(False, "end each round with the weights of its point with the least mean KL")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.stop_at_best and not self.curve_every:
+            raise ValueError("--stop-at-best needs the curve: --curve-every must not be 0")
         if self.contexts and not self.model:
             self.model = read_contexts(beside(self.contexts)).model or "data/pocket"
 
@@ -68,8 +78,8 @@ class OwnEval(EvalSettings):
     max_new_tokens: int | None = option(None, "longest completion; as in the run, or 128 tokens", least=1)
     most_tests: int | None = option(None, "held-out inputs of each context; as in the run, or 200", least=1)
     chat: bool = option(False, "talk to the model instead, line by line, under the student's prompt")
-    teacher: bool = option(False, "to --chat, under the teacher's prompt")
-    context: str = option("", "to --chat, the name of a context; the first of the file unless given")
+    teacher: bool = option(False, "to --chat and --ask, under the teacher's prompt")
+    context: str = option("", "to --chat and --ask, the name of a context; the file's first unless given")
 
 
 class Own(Experiment):
@@ -83,8 +93,14 @@ class Own(Experiment):
     @cached_property
     def file(self) -> ContextsFile:
         if not self.settings.contexts:
-            raise ValueError("--contexts is missing: the file with your contexts; data/contexts has three")
+            raise ValueError("--contexts is missing: the file with your contexts; data/contexts has six")
         return read_contexts(beside(self.settings.contexts))
+
+    @cached_property
+    def loaded(self) -> tuple[nn.Module, TextTokenizer]:
+        model, tokenizer = super().loaded
+        end_plainly(self.file, model, tokenizer)
+        return model, tokenizer
 
     @cached_property
     def chat(self) -> Chat | None:
@@ -98,7 +114,7 @@ class Own(Experiment):
                              "with --out")
         for name, named in self.file.contexts.items():
             n = len(distinct(named.source.texts))
-            if not named.source.write and n < 2 * FEWEST:
+            if not (named.source.write or named.tests.texts) and n < 2 * FEWEST:
                 tqdm.write(f"{named.place / 'inputs'}: {n} different inputs are few; of these {held_out(n)} "
                            f"are held out for the measures, and {FEWEST} would be better")
             tell_system(self.chat, named, self.file.variables)
@@ -121,10 +137,11 @@ class Own(Experiment):
             if named.source.write:
                 texts[name] = measures.write_inputs(
                     self.base, self.tokenizer, texts[name], named.source.write, (self.seed, number),
-                    self.settings.precision)
-            if len(texts[name]) < 2:
+                    self.settings.precision, named.study if named.source.self_study else inputs_prompt)
+            if not split(texts[name], named)[2]:
                 (named.place / "inputs").wrong("there must be two different inputs, for practice and test")
-            check_window(named, self.context(name, texts[name]), texts[name], self.base, self.tokenizer,
+            asked = [*texts[name], *named.tests.texts]
+            check_window(named, self.context(name, asked), asked, self.base, self.tokenizer,
                          self.settings.max_new_tokens)
         return {"checksum": file_checksum(self.file.path), "texts": texts}
 
@@ -132,12 +149,18 @@ class Own(Experiment):
         return self.file.contexts[name].context(pool(texts), self.tokenizer, self.chat, self.file.variables)
 
     def practised(self, name: str) -> Context:
-        return self.context(name, split(self.folder.get("inputs")["texts"][name])[1])
+        texts = self.folder.get("inputs")["texts"][name]
+        return self.context(name, split(texts, self.file.contexts[name])[2])
 
     def example(self) -> str:
         settings = self.settings.practice_settings(self.settings.max_new_tokens)
         context = self.practised(self.file.rounds[0][0])
         return one_item(context, self.tokenizer, self.base, settings, self.seed)
+
+    @property
+    def parts(self) -> Path:
+        """What the stage `student` needs to go on."""
+        return self.folder.path / "student.parts"
 
     def student(self) -> nn.Module:
         s = self.settings
@@ -146,11 +169,28 @@ class Own(Experiment):
         fit = s.fit_settings(lr=s.lr or (1e-3 if small else 1e-4))
         settings = RoundSettings(practice, fit, s.practice_inputs, s.epochs, save_every=s.save_every)
         schedule = [[self.practised(name) for name in names] for names in self.file.rounds]
+        curve = self.curve() if s.curve_every else None
+        start = curve.validation(self.base) if curve else {}
         try:
-            return rounds(self.base, self.tokenizer, schedule, settings, recursive=self.file.recursive,
-                          seed=self.seed, folder=self.folder.path / "student.parts")
+            student = rounds(self.base, self.tokenizer, schedule, settings, recursive=self.file.recursive,
+                             seed=self.seed, folder=self.parts, evaluate=curve)
         except NoAnswers as error:
             raise ValueError(f"{self.file.path}: answer: {error}") from None
+        self.folder.note("student", curve=curve.lines(start) if curve else {})
+        return student
+
+    def curve(self) -> Curve:
+        """Raises ValueError where --stop-at-best has nothing to judge by."""
+        texts = self.folder.get("inputs")["texts"]
+        inputs = {name: split(texts[name], named)[1] for name, named in self.file.contexts.items()}
+        contexts = {name: (self.context(name, some), some) for name, some in inputs.items()}
+        validation = Validation(self.base, self.tokenizer, contexts, self.settings)
+        for names in self.file.rounds if self.settings.stop_at_best else ():
+            if not validation.rows.keys() & set(names):
+                raise ValueError(f"--stop-at-best: {', '.join(names)}: no validation input has an answer; "
+                                 "give more inputs")
+        return Curve(validation, self.parts, self.file.rounds, self.settings.curve_every,
+                     self.settings.stop_at_best)
 
     def measure(self, model: nn.Module) -> dict[str, Any]:
         texts = self.folder.get("inputs")["texts"]
@@ -161,18 +201,29 @@ class Own(Experiment):
         found = {when: self.folder.get(when) for when in ("before", "after")}
         metrics = {f"{name}, {figure}, {when}": value[0] for when, contexts in found.items()
                    for name, figures in contexts.items() for figure, value in figures.items()}
-        return {"metrics": metrics, "measures": found}
+        curve = self.folder.read_note("student").get("curve", {})
+        return {"metrics": metrics, "measures": found, "curve": curve}
+
+    @classmethod
+    def plot(cls, record: Record, path: Path) -> bool:
+        return plot(record.get("curve", {}), path, cls.TITLE)
 
     @classmethod
     def table(cls, record: Record) -> str:
         return f"{cls.TITLE}, {seeds_of(record)}\n\n{measures.tables(record['measures'])}"
 
     @classmethod
+    def ask(cls, model: nn.Module, tokenizer: TextTokenizer, question: str, settings: OwnEval) -> str:
+        """`eval.py --ask`: the answer under the student's prompt of the run's contexts."""
+        template = spoken_to(settings, Chat.of_tokenizer(tokenizer))
+        return answer(model, tokenizer, template(question), settings)
+
+    @classmethod
     def examine(cls, model: nn.Module, tokenizer: TextTokenizer, settings: OwnEval, folder: Path) -> str:
         """`eval.py`: the same measures of any folder's model."""
         run = next((p for p in [folder, *folder.parents[:3]] if (p / "settings.json").exists()), None)
         if settings.chat:
-            return talk(model, tokenizer, spoken_to(settings, folder), settings)
+            return talk(model, tokenizer, spoken_to(settings, Chat.of(beside(str(folder)))), settings)
         if not settings.contexts:
             raise ValueError("--contexts is missing: the file with the contexts to measure")
         file = read_contexts(beside(settings.contexts))
@@ -181,8 +232,10 @@ class Own(Experiment):
         base, spoken = load(beside(name), next(model.parameters()).device)
         if spoken.backend.get_vocab() != tokenizer.backend.get_vocab():
             raise ValueError(f"--base {name}: its tokenizer is not that of {folder}")
+        for each in (base, model):
+            end_plainly(file, each, tokenizer)
         texts = {key: distinct(named.source.texts) for key, named in file.contexts.items()}
-        if any(named.source.write for named in file.contexts.values()):
+        if any(named.source.write and not named.tests.texts for named in file.contexts.values()):
             if not run or not (run / "inputs.json").exists():
                 raise ValueError(f"{file.path}: a model writes its inputs, which only a run folder has")
             texts |= read_json(run / "inputs.json")["texts"]
@@ -196,41 +249,40 @@ class Own(Experiment):
 def measure(file: ContextsFile, texts: dict[str, list[str]], base: nn.Module, model: nn.Module,
             tokenizer: TextTokenizer, chat: Chat | None, settings: Any) -> dict[str, dict[str, list[float]]]:
     """Context → figure → its value and interval; on unrelated prompts under the name "unrelated"."""
-    found, students = {}, set()
+    found, students = {}, set()  # the students' prompts, where they are to change
     for name, named in file.contexts.items():
-        tests = split(texts[name])[0][: settings.most_tests]
+        tests = split(texts[name], named)[0][: settings.most_tests]
         context = named.context(pool(tests), tokenizer, chat, file.variables)
-        students |= {context.student(x) for x in texts[name]}
+        students |= {context.student(x) for x in [*texts[name], *tests]}
         answers = measures.teacher_answers(base, tokenizer, context, tests, settings)
         if sum(map(bool, answers)) < len(tests) / 10:
             (named.place / "answer").wrong(f"it is found in only {sum(map(bool, answers))} of {len(tests)} "
                                            "answers that the model gives under the teacher's prompt")
         found[name] = measures.along_teacher(base, model, tokenizer, context, tests, answers, settings)
-        found[name] |= measures.of_answers(base, model, tokenizer, context, tests, answers,
-                                           named.source.references, settings)
-    prompts = [p for p in unrelated(file, texts, chat) if p not in students][:UNRELATED]
-    if prompts and model is not base:
-        found["unrelated"] = measures.forgotten(base, model, tokenizer, prompts, settings)
+        found[name] |= measures.of_answers(base, model, tokenizer, context, tests, answers, named,
+                                           settings)
+    given = file.unrelated or [x for name in texts for x in split(texts[name], file.contexts[name])[0]]
+    bare = [prompt for prompt in bare_prompts(given, chat, file) if prompt not in students]
+    prompts = bare if bare or file.unrelated else others(tokenizer)
+    if forgetting := own_forgetting.measure(base, model, tokenizer, prompts[:UNRELATED], settings):
+        found["unrelated"] = forgetting
+    elif model is not base:
+        tqdm.write(f"{file.path}: it has no unrelated prompts, so what was forgotten is not measured")
     return found
 
 
-def unrelated(file: ContextsFile, texts: dict[str, list[str]], chat: Chat | None) -> list[str]:
-    """Prompts on which nothing should change: the file's, or the inputs of all contexts, bare.
-
-    A bare input that is a student's prompt is none: there the student is to change.
-    """
-    given = file.unrelated or [x for name in texts for x in split(texts[name])[0]]
+def bare_prompts(texts: list[str], chat: Chat | None, file: ContextsFile) -> list[str]:
+    """Texts without a context: as they are, or as a user's message."""
     if chat is None:
-        return given
-    return [chat.prompt([{"role": "user", "content": x}], **file.variables) for x in given]
+        return texts
+    return [chat.prompt([{"role": "user", "content": x}], **file.variables) for x in texts]
 
 
-# --- eval.py --chat ---
+# --- eval.py --chat and --ask ---
 
 
-def spoken_to(settings: OwnEval, folder: Path) -> Template:
+def spoken_to(settings: OwnEval, chat: Chat | None) -> Template:
     """How the model is spoken to: in a context of the file, or bare where there is none."""
-    chat = Chat.of(beside(str(folder)))
     if not settings.contexts:
         return (lambda x: x) if chat is None else lambda x: chat.prompt([{"role": "user", "content": x}])
     file = read_contexts(beside(settings.contexts))
@@ -245,11 +297,18 @@ def talk(model: nn.Module, tokenizer: TextTokenizer, template: Template, setting
     """Answer line by line, greedily, each as a new conversation; an empty line ends it."""
     print("An empty line ends this.")
     while question := read_line():
-        tell_unknown_words(tokenizer, prompt := template(question))
-        longest = settings.max_new_tokens or OwnSettings.max_new_tokens
-        [answer] = generate(model, [tokenizer.encode(prompt)], longest, 0, precision=settings.precision)
-        print(printable(tokenizer.decode(answer)))
+        print(printable(answer(model, tokenizer, template(question), settings)))
     return ""
+
+
+def answer(model: nn.Module, tokenizer: TextTokenizer, prompt: str, settings: OwnEval) -> str:
+    """The greedy completion, to the end of its line where the contexts file says so."""
+    tell_unknown_words(tokenizer, prompt)
+    if settings.contexts:
+        end_plainly(read_contexts(beside(settings.contexts)), model, tokenizer)
+    longest = settings.max_new_tokens or OwnSettings.max_new_tokens
+    [written] = generate(model, [tokenizer.encode(prompt)], longest, 0, precision=settings.precision)
+    return tokenizer.decode(written)
 
 
 def read_line() -> str:
@@ -272,11 +331,28 @@ def held_out(n: int) -> int:
     return max(1, min(max(FEWEST, n // 10), n // 2))
 
 
-def split(texts: list[str]) -> tuple[list[str], list[str]]:
-    """Held-out inputs, and those to practise. A hash decides: it is the same in every run, for every seed."""
-    ranked = sorted(distinct(texts), key=lambda text: (zlib.crc32(text.encode()), text))
-    n = held_out(len(ranked))
-    return ranked[:n], ranked[n:]
+def split(texts: list[str], named: Named | None = None) -> tuple[list[str], list[str], list[str]]:
+    """Test inputs, validation inputs, and those to practise.
+
+    A hash decides: it is the same in every run, for every seed. Where the context has tests of its own, no
+    near copy of them is in the other parts.
+    """
+    tests = distinct(named.tests.texts) if named else []
+    known = NearCopies(tests)
+    others = distinct([text for text in texts if text not in known])
+    ranked = sorted(others, key=lambda text: (zlib.crc32(text.encode()), text))
+    n = 0 if tests else held_out(len(ranked))
+    m = n + min(VALIDATED, (len(ranked) - n) // 5)
+    return tests or ranked[:n], ranked[n:m], ranked[m:]
+
+
+def end_plainly(file: ContextsFile, model: nn.Module, tokenizer: TextTokenizer) -> None:
+    """Where the file says `plain`, answers end with their line. Raises ValueError where no token does."""
+    try:
+        end_with_line(model, tokenizer) if file.plain else None
+    except ValueError:
+        raise ValueError(f"{file.path}: plain is for decoders whose tokenizer has new lines, which this "
+                         "model is not") from None
 
 
 def has_messages(file: ContextsFile) -> bool:

@@ -14,19 +14,25 @@ from ..distill import Answer, Context, ensemble_logits
 from ..metrics import exact_match, rouge_l
 from ..sampling import generate, score
 from ..tokenizer import TextTokenizer
+from .contexts_file import Named
 from .natural_instructions import inputs_prompt, read_input
 from .report import table
 
 AT_ONCE = 2**27  # logits in memory together: half a gigabyte
-TIMED, SHOTS, TRIES, LONGEST_INPUT, FORGET = 8, 6, 10, 128, 32
+TIMED, SHOTS, TRIES, LONGEST_INPUT = 8, 6, 10, 128
+WRITTEN_AT_ONCE = 64  # inputs, whose prompts may be long
+RULES = {"ends_with": "how it ends", "never": "what it never says", "pattern": "its form", "rules": "all"}
 ROWS = {"kl": "KL(teacher ‖ student) a token, in 1/1000 nat", "agreement": "same likeliest token, %",
         "identical": "answer identical to the teacher's, %", "rouge": "Rouge-L to the teacher's answer",
         "exact": "exact match with the reference, %", "teacher_exact": "… of the teacher",
+        **{f"{who}{rule}": title for rule, name in RULES.items()
+           for who, title in (("", f"rule kept: {name}, %"), ("teacher_", "… by the teacher"))},
         "reference_rouge": "Rouge-L to the reference", "teacher_reference_rouge": "… of the teacher",
         "tokens_saved": "prompt tokens saved an answer", "milliseconds": "milliseconds an answer",
         "teacher_milliseconds": "… of the teacher", "no_answer": "no answer found in the teacher's text, %",
         "pieces": "a marker's piece in the answer, %",
-        "forgotten": "KL(before ‖ now) a token on unrelated prompts, in 1/1000 nat"}
+        "forgotten": "KL(before ‖ now) a token on unrelated prompts, in 1/1000 nat",
+        "tasks": "Rouge-L on the pocket's tasks, under their instructions"}
 Figures = dict[str, list[float]]
 
 
@@ -71,17 +77,21 @@ def along_teacher(base: nn.Module, model: nn.Module, tokenizer: TextTokenizer, c
     """KL(teacher ‖ student) and top-1 agreement at the tokens of the teacher's f(y)."""
     rows = [(x, answer) for x, answer in zip(tests, answers) if answer]
     tokens = [answer.completion[answer.kept] for _, answer in rows]
-    views = [tokenizer.encode_all([template(x) for x, _ in rows]) for template in context.teachers]
     students = tokenizer.encode_all([context.student(x) for x, _ in rows])
-
-    def teacher(some: slice) -> list[Tensor]:
-        found = [answer for _, answer in rows[some]]
-        return ensemble_logits(base, [view[some] for view in views], [a.completion for a in found],
-                               [a.kept for a in found], settings.precision)
-    divergence, same = compare(teacher, lambda some: score(model, students[some], tokens[some],
-                                                           precision=settings.precision), tokens, model)
+    divergence, same = compare(lambda some: teacher_logits(base, tokenizer, context, rows[some], settings),
+                               lambda some: score(model, students[some], tokens[some],
+                                                  precision=settings.precision), tokens, model)
     counts = [len(row) for row in tokens]
     return {"kl": ratio(divergence, counts, 1000), "agreement": ratio(same, counts, 100)}
+
+
+def teacher_logits(base: nn.Module, tokenizer: TextTokenizer, context: Context,
+                   rows: list[tuple[str, Answer]], settings: Any) -> list[Tensor]:
+    """Inputs with answers → the teacher's logits at f(y), [T, V] each."""
+    views = [tokenizer.encode_all([template(x) for x, _ in rows]) for template in context.teachers]
+    answers = [answer for _, answer in rows]
+    return ensemble_logits(base, views, [a.completion for a in answers], [a.kept for a in answers],
+                           settings.precision)
 
 
 def compare(teacher: Callable[[slice], list[Tensor]], student: Callable[[slice], list[Tensor]],
@@ -102,9 +112,8 @@ def compare(teacher: Callable[[slice], list[Tensor]], student: Callable[[slice],
 
 
 def of_answers(base: nn.Module, model: nn.Module, tokenizer: TextTokenizer, context: Context,
-               tests: list[str], answers: list[Answer | None], references: dict[str, list[str]],
-               settings: Any) -> Figures:
-    """The student's greedy answers beside the teacher's and the references; what its short prompt saves.
+               tests: list[str], answers: list[Answer | None], named: Named, settings: Any) -> Figures:
+    """The student's greedy answers beside the teacher's, references and rules; what its short prompt saves.
 
     Of several teacher's prompts, lengths and times are those of the first.
     """
@@ -123,6 +132,9 @@ def of_answers(base: nn.Module, model: nn.Module, tokenizer: TextTokenizer, cont
              **milliseconds(base, model, prompts, settings)}
     if pieces := getattr(context.extract, "pieces", 0):
         found["pieces"] = share([i < pieces for i in range(len(tests))])
+    for who, texts in (("", written), ("teacher_", [text or "" for text in taught])):
+        found |= {f"{who}{name}": share(hits) for name, hits in kept(named.rules, texts).items()}
+    references = named.references
     known = [(ours, theirs or "", references[x]) for x, ours, theirs in zip(tests, written, taught)
              if x in references]
     for name, which in (("", 0), ("teacher_", 1)) if known else ():
@@ -130,6 +142,12 @@ def of_answers(base: nn.Module, model: nn.Module, tokenizer: TextTokenizer, cont
         points = [rouge_l(row[which], row[2]) for row in known]
         found[f"{name}reference_rouge"] = ratio(points, [1] * len(known), 100)
     return found
+
+
+def kept(rules: dict[str, Callable[[str], bool]], texts: list[str]) -> dict[str, list[bool]]:
+    """Rule → which of the answers keep it; of several also which keep all of them."""
+    found = {name: list(map(rule, texts)) for name, rule in rules.items()}
+    return found | ({"rules": [all(hits) for hits in zip(*found.values())]} if len(found) > 1 else {})
 
 
 def milliseconds(base: nn.Module, model: nn.Module, prompts: dict[str, list[list[int]]],
@@ -145,34 +163,16 @@ def milliseconds(base: nn.Module, model: nn.Module, prompts: dict[str, list[list
             for name, who in (("milliseconds", "student"), ("teacher_milliseconds", "teacher"))}
 
 
-# --- on unrelated prompts ---
-
-
-def forgotten(base: nn.Module, model: nn.Module, tokenizer: TextTokenizer, prompts: list[str],
-              settings: Any) -> Figures:
-    """KL(θ₀ ‖ θ) along the base's own greedy answers."""
-    ids = tokenizer.encode_all(prompts)
-    written, reasons = generate(base, ids, min(FORGET, settings.max_new_tokens), 0, reasons=True,
-                                precision=settings.precision)
-    eos = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    answers = [[*y, *(eos if why == "eos" else [])] for y, why in zip(written, reasons)]
-    rows = [(prompt, answer) for prompt, answer in zip(ids, answers) if answer]
-    ids, answers = [prompt for prompt, _ in rows], [answer for _, answer in rows]
-    divergence, same = compare(*(lambda some, which=which: score(which, ids[some], answers[some],
-                                                                 precision=settings.precision)
-                                 for which in (base, model)), answers, model)
-    counts = [len(answer) for answer in answers]
-    return {"forgotten": ratio(divergence, counts, 1000), "agreement": ratio(same, counts, 100)}
-
-
 # --- D, written by the model ---
 
 
 @torch.no_grad()
 def write_inputs(model: nn.Module, tokenizer: TextTokenizer, examples: list[str], n: int,
-                 seed: tuple[int, ...], precision: str | None) -> list[str]:
+                 seed: tuple[int, ...], precision: str | None,
+                 prompt: Callable[[Sequence[str]], str] = inputs_prompt) -> list[str]:
     """The examples, and up to n new inputs that the model writes after some of them (section 3.1).
 
+    `prompt` makes of some examples a prompt that one more input continues, to the end of the line.
     Raises ValueError where in ten tries it writes less than a tenth of them.
     """
     rng = np.random.default_rng((*seed, 11))
@@ -180,10 +180,10 @@ def write_inputs(model: nn.Module, tokenizer: TextTokenizer, examples: list[str]
     found = {text.casefold(): text for text in examples}
     for _ in range(TRIES):
         missing = n + len(examples) - len(found)
-        prompts = [inputs_prompt(rng.permutation(examples)[:SHOTS]) for _ in range(missing)]
+        prompts = [prompt(rng.permutation(examples)[:SHOTS]) for _ in range(missing)]
         written, reasons = generate(model, tokenizer.encode_all(prompts), LONGEST_INPUT, 1.0, stop=["\n"],
                                     generator=generator, reasons=True, precision=precision,
-                                    tokenizer=tokenizer, progress="inputs")
+                                    tokenizer=tokenizer, progress="inputs", batch_size=WRITTEN_AT_ONCE)
         for y, why in zip(written, reasons):
             text = read_input(tokenizer.decode(y))
             if text and why != "length" and len(found) < n + len(examples):
@@ -216,6 +216,6 @@ def cell(value: list[float] | None) -> str:
 
 def told(found: dict[str, Figures]) -> str:
     """In a line for each context, while the run goes on."""
-    keys = ("kl", "agreement", "identical", "rouge", "exact", "forgotten")
+    keys = ("kl", "agreement", "identical", "rouge", "exact", "rules", "forgotten", "tasks")
     return "\n".join(f"{name}: " + ", ".join(f"{key} {figures[key][0]:.1f}" for key in keys if key in figures)
                      for name, figures in found.items())
