@@ -278,8 +278,8 @@ def run(task: str, kind: type[Experiment], experiments: list[Experiment], out: P
         return None
     notes, seeds = [e.folder.notes() for e in experiments], [e.seed for e in experiments]
     record = make_record(task, settings, seeds, figures, notes, kind.PAPER, earlier)
-    record = kind.complete(record)
-    record |= {key: value for key, value in (("files", files), ("item", experiments[0].practice_item())) if value}
+    more = {"files": files, "item": experiments[0].practice_item()}
+    record = kind.complete(record) | {key: value for key, value in more.items() if value}
     if set(record["seeds"]) == set(seeds):  # else the others took their own time
         record["minutes"]["wall"] = round(read_wall(out / "wall.json"), 2)
     return record
