@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 LOGITS_AT_ONCE = 2**26  # of a batch; more are computed by parts, in forward and again in backward
+PART = 2**22  # logits of a part: larger ones are no faster
 
 
 def loss_per_token(model: nn.Module, prompts: Tensor, labels, loss: Callable[..., Tensor]) -> Tensor:
@@ -25,7 +26,7 @@ def loss_per_token(model: nn.Module, prompts: Tensor, labels, loss: Callable[...
             return loss(logits, labels)
     with without_head(model) as head:
         states = model(prompts, labels.tokens)
-    rows = max(1, LOGITS_AT_ONCE // 4 // model.config.vocab_size)
+    rows = max(1, PART // model.config.vocab_size)
     fields = [states, *vars(labels).values()]
     parts = zip(*(field.flatten(0, 1).split(rows) for field in fields))
 

@@ -15,6 +15,7 @@ import numpy as np
 from torch import nn
 
 from ..distill import Context, practice, practice_chunk
+from ..rounds import RoundSettings
 from ..labels import Examples
 from ..tokenizer import TextTokenizer
 from ..training import OPTIMISERS
@@ -135,6 +136,11 @@ class Addition(Experiment):
     @cached_property
     def longest(self) -> int:
         return longest_scratchpad(self.tokenizer, self.settings.scratchpad, self.settings.max_digits) + 4
+
+    def distils(self) -> tuple[Context, RoundSettings]:
+        s = self.settings
+        return self.context, RoundSettings(s.practice_settings(self.longest), s.fit_settings(
+            batch_size=max(s.teacher_batch, s.student_batch)), s.practice_questions)
 
     def stages(self) -> Iterator[Stage]:
         """The longest way first: teacher, practice, student. The baselines fill the other cores."""

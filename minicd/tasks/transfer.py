@@ -18,6 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..distill import Context, practice
+from ..rounds import RoundSettings
 from ..labels import Examples
 from ..metrics import mcnemar
 from . import differs, transfer_eval as measure
@@ -172,6 +173,11 @@ class Transfer(Experiment):
     @staticmethod
     def needs(model: str) -> tuple[str, ...]:
         return () if model == "base" else (model,)
+
+    def distils(self) -> tuple[Context, RoundSettings]:
+        s = self.settings
+        return self.context, RoundSettings(replace(s.practice_settings(self.longest), chunk=CHUNK), s.fit_settings(
+            batch_size=max(s.teacher_batch, s.student_batch)), s.practice_questions)
 
     def teacher(self) -> nn.Module:
         """The base, tuned on every scratchpad `teacher_epochs` times and on every instruction item once."""
