@@ -8,7 +8,6 @@ single operation holds for a moment are left out. Lengths are upper bounds: most
 from __future__ import annotations
 
 import os
-import os
 import shutil
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -68,7 +67,7 @@ def block_bytes(c: Any, tokens: int, keys: int, wide: int, weights: bool = False
 
 
 def gradient_bytes(c: Any, tokens: int, keys: int, wide: int, weights: bool = False) -> float:
-    """The gradients that are there at a time while backward is inside a block: of feed-forward or attention."""
+    """The gradients that are there together while backward is inside a block's feed-forward or attention."""
     return tokens * wide * (2 * c.d_model + max(c.d_ff * (1 + is_gated(c)), weights * 2 * c.num_heads * keys))
 
 
@@ -106,7 +105,7 @@ def training(model: nn.Module, batch: Batch, how: Any, device: torch.device,
     wide, tokens, label = 4 - 2 * bf16, part.rows * part.answer, min(label, c.vocab_size)
     everything, learnt, states, step, merged = parameters(model, how)
     by_parts = tokens * c.vocab_size > LOGITS_AT_ONCE
-    head = 0 if how.lora_rank else 4 * c.vocab_size * c.d_model * (1 + by_parts)  # a gradient by itself
+    head = 0 if how.lora_rank else 4 * c.vocab_size * c.d_model  # a gradient by itself
     need = {"weights": 4 * everything + 4 * (learnt if how.lora_rank else everything) + 2 * bf16 * everything,
             "optimiser": states, "gradients": 4 * learnt,
             "activations": kept_bytes(c, part, wide, bf16 and device.type == "cpu", how),
@@ -126,7 +125,7 @@ def loss_bytes(c: Any, tokens: int, loss: str, label: int, wide: int, by_parts: 
 
 
 def parameters(model: nn.Module, how: Any) -> tuple[int, int, int, int, int]:
-    """How many there are, and how many learn; bytes of the optimiser's states, of its step, of the merging."""
+    """How many there are and learn; bytes of the optimiser's states, of its step, and of the merging."""
     everything = sum(p.numel() for p in model.parameters())
     matrices = [p for name, p in model.named_parameters() if "blocks." in name and p.ndim == 2]
     inside = sum(p.numel() for p in matrices)
@@ -160,7 +159,7 @@ def practising(model: nn.Module, batch: Batch, settings: Any, items: int, device
 
 @dataclass
 class Plan:
-    """A run that distils: what the student of this model reads, how it learns, and how its teacher practises."""
+    """A run that distils: what the model's student reads, how it learns, and how its teacher practises."""
 
     model: nn.Module
     batch: Batch
@@ -228,19 +227,21 @@ def free_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     limit, known = Path("/sys/fs/cgroup/memory.max"), Path("/proc/meminfo")
+    lines = known.read_text().splitlines() if known.exists() else []
+    free = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+    free = free or [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]  # all there is
     most = limit.read_text().strip() if limit.exists() else "max"
-    lines = [line for line in known.read_text().splitlines() if line.startswith("MemAvailable")
-             ] if known.exists() else []
-    free = 1024 * int(lines[0].split()[1]) if lines else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(free, int(most)) if most.isdigit() else free
+    return min([*free, *([int(most)] if most.isdigit() else [])])
 
 
 def free_disk(folder: Path) -> float:
     """Bytes on the disk of a folder, which need not be there yet."""
-    return shutil.disk_usage(next(p for p in [folder.absolute(), *folder.absolute().parents] if p.exists())).free
+    path = folder.absolute()
+    return shutil.disk_usage(next(p for p in [path, *path.parents] if p.exists())).free
 
 
 def size(number: float) -> str:
     """1.5 · 2^30 → 1.5 GiB"""
-    unit, name = next(((2**k, name) for k, name in ((30, "GiB"), (20, "MiB")) if number >= 2**k), (2**10, "KiB"))
+    unit, name = next(((2**k, name) for k, name in ((30, "GiB"), (20, "MiB")) if number >= 2**k),
+                      (2**10, "KiB"))
     return f"{number / unit:.{int(number < 10 * unit)}f} {name}"

@@ -139,8 +139,8 @@ class Addition(Experiment):
 
     def distils(self) -> tuple[Context, RoundSettings]:
         s = self.settings
-        return self.context, RoundSettings(s.practice_settings(self.longest), s.fit_settings(
-            batch_size=max(s.teacher_batch, s.student_batch)), s.practice_questions)
+        fit = s.fit_settings(batch_size=max(s.teacher_batch, s.student_batch))
+        return self.context, RoundSettings(s.practice_settings(self.longest), fit, s.practice_questions)
 
     def stages(self) -> Iterator[Stage]:
         """The longest way first: teacher, practice, student. The baselines fill the other cores."""

@@ -144,8 +144,10 @@ class Experiment:
         """Called once before the first stage: the place to borrow finished stages, or to refuse settings."""
 
     def distils(self) -> tuple[Context, RoundSettings] | None:
-        """A context like all of its own, whose inputs cost nothing, and how it is learnt: from these the frame
-        says what the run will need. None: it does not say."""
+        """A context like all of its own, whose inputs cost nothing, and how it is learnt.
+
+        From these the frame says what the run will need. None: it does not say.
+        """
         return None
 
     def files(self) -> list[Path]:

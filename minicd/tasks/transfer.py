@@ -176,8 +176,9 @@ class Transfer(Experiment):
 
     def distils(self) -> tuple[Context, RoundSettings]:
         s = self.settings
-        return self.context, RoundSettings(replace(s.practice_settings(self.longest), chunk=CHUNK), s.fit_settings(
-            batch_size=max(s.teacher_batch, s.student_batch)), s.practice_questions)
+        fit = s.fit_settings(batch_size=max(s.teacher_batch, s.student_batch))
+        practice = replace(s.practice_settings(self.longest), chunk=CHUNK)
+        return self.context, RoundSettings(practice, fit, s.practice_questions)
 
     def teacher(self) -> nn.Module:
         """The base, tuned on every scratchpad `teacher_epochs` times and on every instruction item once."""
