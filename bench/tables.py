@@ -67,8 +67,8 @@ def parts_table(record: Record) -> str:
              f"{own['whole_ms']:,.0f} ms", f"{own['parts_ms']:,.0f} ms", f"{own['time']:.2f}"]
             for result in record["results"] for name, own in result["losses"].items()]
     how, vocabularies = record["settings"], [f"{result['vocabulary']:,}" for result in record["results"]]
-    what = (f"{how['tokens']} tokens of a vocabulary of {' and '.join(vocabularies)}, states of {how['width']} "
-            f"numbers, {how['part']:,} logits at a time")
+    what = (f"{how['tokens']} tokens of a vocabulary of {' and '.join(vocabularies)}, states of width "
+            f"{how['width']}, {how['part']:,} logits at a time")
     return f"{table(head, rows)}\n\n({what}; {machine(record)}.)"
 
 

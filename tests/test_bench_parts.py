@@ -36,7 +36,7 @@ def test_the_record_has_what_its_table_shows(tmp_path, monkeypatch):
     section = TABLES["bench-parts"][1](json.loads(out.read_text()))
     for name in bench.KINDS:
         assert f"\n| {name} | " in section
-    assert "(64 tokens of a vocabulary of 3,000, states of 4 numbers, " in section
+    assert "(64 tokens of a vocabulary of 3,000, states of width 4, " in section
 
 
 def test_in_bf16_the_sum_of_parts_stays_in_fp32():

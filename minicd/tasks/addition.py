@@ -15,8 +15,8 @@ import numpy as np
 from torch import nn
 
 from ..distill import Context, practice, practice_chunk
-from ..rounds import RoundSettings
 from ..labels import Examples
+from ..rounds import RoundSettings
 from ..tokenizer import TextTokenizer
 from ..training import OPTIMISERS
 from . import addition_eval, differs

@@ -24,8 +24,8 @@ from tqdm import tqdm
 from ..distill import Answer, Context, PracticeSettings, distill, ensemble_logits, soft_labels
 from ..hf.checkpoint import load
 from ..labels import Examples, SoftLabels
-from ..runtime import progress
 from ..rounds import RoundSettings
+from ..runtime import progress
 from ..runtime.device import pick_precision
 from ..runtime.estimate import Batch, Plan, what_it_needs
 from ..runtime.files import at_home, atomic_json, is_number, read_checked, read_json, write_checked

@@ -17,8 +17,8 @@ import numpy as np
 from torch import nn
 
 from ..distill import Context, Template, identity
-from ..rounds import RoundSettings
 from ..metrics import association
+from ..rounds import RoundSettings
 from ..runtime.files import copy_tensors
 from . import differs
 from .inputs import derangement, pool

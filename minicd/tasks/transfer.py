@@ -18,9 +18,9 @@ from torch import nn
 from tqdm import tqdm
 
 from ..distill import Context, practice
-from ..rounds import RoundSettings
 from ..labels import Examples
 from ..metrics import mcnemar
+from ..rounds import RoundSettings
 from . import differs, transfer_eval as measure
 from .addition_questions import draw_questions, final_answer, longest_scratchpad, test_questions
 from .instruction_eval import TEST
