@@ -60,6 +60,18 @@ def loss_rows(results: list[Record]) -> list[list[str]]:
             for name in results[0]["losses"]]
 
 
+def parts_table(record: Record) -> str:
+    """Losses whose logits are computed by parts beside whole ones, from bench/parts.py."""
+    head = ["loss", "whole", "by parts", "memory", "whole", "by parts", "time"]
+    rows = [[name, f"{own['whole_mib']:,.0f} MiB", f"{own['parts_mib']:,.0f} MiB", f"{own['memory']:.3f}",
+             f"{own['whole_ms']:,.0f} ms", f"{own['parts_ms']:,.0f} ms", f"{own['time']:.2f}"]
+            for result in record["results"] for name, own in result["losses"].items()]
+    how, vocabularies = record["settings"], [f"{result['vocabulary']:,}" for result in record["results"]]
+    what = (f"{how['tokens']} tokens of a vocabulary of {' and '.join(vocabularies)}, states of width "
+            f"{how['width']}, {how['part']:,} logits at a time")
+    return f"{table(head, rows)}\n\n({what}; {machine(record)}.)"
+
+
 def saving(dense: float, own: float, unit: str) -> str:
     ratio = dense / own
     return f"{ratio:,.{0 if ratio >= 10 else 1 if ratio >= 1 else 2}f}× ({own:,.0f} {unit})"
@@ -124,5 +136,6 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "bench-real": ("The real model beside transformers", train_table),
     "bench-sampling": ("Decoding speed, tokens per second", sampling_table),
     "bench-labels": ("Cost of soft labels", labels_table),
+    "bench-parts": ("Losses by parts of the logits", parts_table),
     "bench-damage": ("Under damage", damage_table),
     "addition-labelled": ("Labelled scratchpads that the teacher needs", labelled_table)}

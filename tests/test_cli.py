@@ -25,7 +25,8 @@ from minicd.t5 import T5, T5Config, initialise
 from minicd.tasks import addition, addition_questions
 from minicd.tasks.settings import guarded, range_of
 from data.world.lists import pocket_tokenizer
-from minicd.training import Epochs, FitSettings, fit
+from minicd.tasks.run import Experiment
+from minicd.training import Epochs, FitSettings, Run, fit
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ["teacher", "student", "scratchpad_then_direct", "scratchpad_and_direct"]
@@ -692,3 +693,38 @@ def test_quick_from_the_pocket_base(tmp_path, cli):
     questions = addition_questions.test_questions(200, 3)
     assert read(tmp_path / "teacher_validation.json")["accuracy"] > 20  # about 46
     assert distance(tmp_path / "student", questions) < distance(tmp_path / "teacher", questions) / 2  # about 1.9 and 10.9
+
+
+class Killed(BaseException):
+    """In place of kill -9, without another process: nothing after a checkpoint was done."""
+
+
+def test_a_run_in_less_memory_resumes_bit_for_bit(base, tmp_path, cli, monkeypatch, capsys):
+    """Adapters, small batches, blocks computed twice: killed after the first, the third and the fifth checkpoint."""
+    lean = {"lora_rank": 2, "micro_batch": 5, "checkpointing": True, "save_every": 0.0, "teacher_epochs": 11, "student_epochs": 6,
+            "practice_questions": 200, "label_samples": 5, "until": "student", "dropout": 0.0}
+    trained, saves, save, fit_copy = [], [], Run.save, Experiment.fit_copy
+    monkeypatch.setattr(Experiment, "fit_copy", lambda *a: trained.append(fit_copy(*a)) or trained[-1])
+    cli("train", *flags(base, tmp_path / "whole", **lean))
+    printed = capsys.readouterr().out
+    assert re.search(r"^memory: up to \d.* in training \(weights .* in practice; .* are free. Disk: ", printed, re.MULTILINE)
+
+    def save_and_die(run):
+        save(run)
+        saves.append(run.step)
+        if len(saves) in (1, 3, 5):
+            raise Killed
+    monkeypatch.setattr(Run, "save", save_and_die)
+    for _ in range(3):
+        with pytest.raises(Killed):
+            cli("train", *flags(base, tmp_path / "broken", **lean))
+    cli("train", *flags(base, tmp_path / "broken", **lean))
+    assert saves == [20, 40, 44, 20, 30]
+    for name in ("teacher", "student"):
+        whole, broken = ((tmp_path / run / name / "model.safetensors").read_bytes() for run in ("whole", "broken"))
+        assert whole == broken, name
+        assert whole != (base / "model.safetensors").read_bytes()
+    for name, model in zip(("teacher", "student"), trained):
+        saved = load(tmp_path / "whole" / name)[0].state_dict()
+        assert saved.keys() == model.state_dict().keys()
+        assert all(torch.equal(saved[key], value) for key, value in model.state_dict().items()), name

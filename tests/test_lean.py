@@ -67,6 +67,7 @@ def test_any_loss_by_parts(model, name, monkeypatch):
     head = type(model).head
     monkeypatch.setattr(type(model), "head", lambda self, x: seen.append(x.shape[:-1].numel()) or head(self, x))
     monkeypatch.setattr(lean, "LOGITS_AT_ONCE", 12 * model.config.vocab_size)
+    monkeypatch.setattr(lean, "PART", 3 * model.config.vocab_size)
     parts, by_parts = gradients()
     assert max(seen) == 3 and "head" not in vars(model)
     torch.testing.assert_close(parts[labels.mask], whole[labels.mask])

@@ -7,10 +7,14 @@ from functools import partial
 from typing import Callable, Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..layers import Embedding
+
 LOGITS_AT_ONCE = 2**26  # of a batch; more are computed by parts, in forward and again in backward
+PART = 2**22  # logits of a part: larger ones are no faster
 
 
 def loss_per_token(model: nn.Module, prompts: Tensor, labels, loss: Callable[..., Tensor]) -> Tensor:
@@ -23,27 +27,72 @@ def loss_per_token(model: nn.Module, prompts: Tensor, labels, loss: Callable[...
         logits = model(prompts, labels.tokens)
         with torch.autocast(logits.device.type, enabled=False):
             return loss(logits, labels)
-    with without_head(model) as head:
+    with without_head(model):
         states = model(prompts, labels.tokens)
-    rows = max(1, LOGITS_AT_ONCE // 4 // model.config.vocab_size)
+    rows = max(1, PART // model.config.vocab_size)
     fields = [states, *vars(labels).values()]
     parts = zip(*(field.flatten(0, 1).split(rows) for field in fields))
 
     def part(x: Tensor, *fields: Tensor) -> Tensor:
-        logits = head(x[None])
+        with added_in_place(model):
+            logits = model.head(x[None])
         with torch.autocast(x.device.type, enabled=False):
             return loss(logits, type(labels)(*(field[None] for field in fields)))[0]
     return torch.cat([checkpoint(part, *each, use_reentrant=False) for each in parts]).view_as(labels.tokens)
 
 
 @contextmanager
-def without_head(model: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Inside, the model returns the states that its head would read; gives the head."""
-    head, model.head = model.head, lambda states: states
+def without_head(model: nn.Module) -> Iterator[None]:
+    """Inside, the model returns the states that its head would read."""
+    model.head = lambda states: states
     try:
-        yield head
+        yield
     finally:
         del model.head
+
+
+@contextmanager
+def added_in_place(model: nn.Module) -> Iterator[None]:
+    """Inside, the product with the head's weights has a backward that needs no memory of their size."""
+    tied = not hasattr(model, "lm_head")
+    module = next((m for m in model.modules() if type(m) is Embedding)) if tied else model.lm_head
+    name = "head" if tied else "forward"
+    before = vars(module).get(name)
+    setattr(module, name, partial(AddedProduct.apply, module.weight))
+    try:
+        yield
+    finally:
+        delattr(module, name)
+        if before:
+            setattr(module, name, before)
+
+
+class AddedProduct(torch.autograd.Function):
+    """x Wᵀ. Backward adds the gradient of W to W.grad; autograd would make one of its own for each part."""
+
+    @staticmethod
+    def forward(context, weight: Tensor, x: Tensor) -> Tensor:
+        context.save_for_backward(x)
+        context.weight = weight
+        return F.linear(x, weight)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(context, dy: Tensor) -> tuple[None, Tensor]:
+        (x,), weight = context.saved_tensors, context.weight
+        if weight.requires_grad:
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+            add_product(weight.grad, dy.flatten(0, -2).t(), x.flatten(0, -2))
+        return None, dy @ weight.to(dy.dtype)
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a b, whose factors may be of half precision: the sum stays in that of the total."""
+    if a.dtype == b.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b.to(a.dtype)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..distill import Context, practice, practice_chunk
 from ..labels import Examples
+from ..rounds import RoundSettings
 from ..tokenizer import TextTokenizer
 from ..training import OPTIMISERS
 from . import addition_eval, differs
@@ -136,6 +137,11 @@ class Addition(Experiment):
     @cached_property
     def longest(self) -> int:
         return longest_scratchpad(self.tokenizer, self.settings.scratchpad, self.settings.max_digits) + 4
+
+    def distils(self) -> tuple[Context, RoundSettings]:
+        s = self.settings
+        fit = s.fit_settings(batch_size=max(s.teacher_batch, s.student_batch))
+        return self.context, RoundSettings(s.practice_settings(self.longest), fit, s.practice_questions)
 
     def stages(self) -> Iterator[Stage]:
         """The longest way first: teacher, practice, student. The baselines fill the other cores."""

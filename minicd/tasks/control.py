@@ -20,6 +20,7 @@ from ..distill import Context, PracticeSettings, Template, combine_seeds, identi
 from ..labels import Examples
 from ..metrics.diversity import diversity
 from ..metrics.sentiment import Judge, cross_validated
+from ..rounds import RoundSettings
 from ..tokenizer import TextTokenizer
 from . import control_eval, differs
 from .control_eval import LONGEST, SAMPLES, ControlEval, completions
@@ -220,6 +221,16 @@ class Control(Experiment):
     def context(self, towards: str) -> Context:
         inputs = pool(self.beginnings(towards, "practice"))
         return Context(inputs, self.teacher(towards), bare_review, identity)
+
+    def distils(self) -> tuple[Context, RoundSettings] | None:
+        """Where there is a file of beginnings; those that the model is to write are not there yet."""
+        s, name = self.settings, self.settings.steer
+        if not self.beginnings_file:
+            return None
+        teacher = steered([*STEERS][-1] if name == "auto" else name, s.directions[0])
+        inputs = pool([text for text, _ in read_reviews(self.beginnings_file)])
+        how = RoundSettings(self.practice_settings, s.fit_settings(), s.practice_inputs)
+        return Context(inputs, teacher, bare_review, identity), how
 
     @property
     def practice_settings(self) -> PracticeSettings:

@@ -56,6 +56,8 @@ class Explanations(Instructions):
     def context(self, task: NITask, row: str = "after") -> Context:
         return Context(self.pool(task), with_explanations(task), without_explanations(task), identity)
 
+    distils = Instructions.distils
+
     def figures(self) -> dict[str, Any]:
         scores = {task.name: self.folder.get(f"score-{task.name}") for task in self.chosen}
         points = {task: [s["teacher"] - s["before"], s["after"] - s["before"]] for task, s in scores.items()}

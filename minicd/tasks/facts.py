@@ -197,6 +197,12 @@ class Facts(Experiment):
             self.base, self.tokenizer, s.max_input_tokens, s.precision)
         return wording.context(inputs, self.shape)
 
+    def distils(self) -> tuple[Context, RoundSettings]:
+        """Where the shape is to be found out, the longest prompt."""
+        wording, shape = Wording(self.given["facts"][0], self.relations), self.settings.shape
+        shape = [*SHAPES][-1] if shape == "auto" else shape
+        return wording.context(wording.templates(), shape), self.settings.rounds(1.0)
+
     def example(self) -> str:
         context = self.context(self.facts[0], self.first_row)
         return one_item(context, self.tokenizer, self.base, self.settings.rounds(1.0).practice, self.seed)

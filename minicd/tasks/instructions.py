@@ -21,6 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..distill import Context, combine_seeds, identity
+from ..rounds import RoundSettings
 from . import differs
 from .inputs import Inputs, NearCopies, few_shot_inputs, pool
 from .instruction_eval import SHAPES, TEST, instructed, with_explanations, without_explanations
@@ -88,6 +89,9 @@ class Instructions(TaskExperiment):
             yield Stage(f"score-{task.name}", partial(self.scores, task), tuple(students.values()),
                         lambda s, name=task.name: f"{name}: " + ", ".join(
                             f"{row} {s[row]:.1f}" for row in ("teacher", "before", *self.rows)))
+
+    def distils(self) -> tuple[Context, RoundSettings]:
+        return self.context(self.tasks[0], "after_pool"), self.settings.rounds()
 
     @property
     def rows(self) -> list[str]:

@@ -162,17 +162,26 @@ class Own(Experiment):
         """What the stage `student` needs to go on."""
         return self.folder.path / "student.parts"
 
-    def student(self) -> nn.Module:
+    @property
+    def how(self) -> RoundSettings:
         s = self.settings
         small = sum(p.numel() for p in self.base.parameters()) <= SMALL
         practice = replace(s.practice_settings(s.max_new_tokens), chunk=s.chunk)
         fit = s.fit_settings(lr=s.lr or (1e-3 if small else 1e-4))
-        settings = RoundSettings(practice, fit, s.practice_inputs, s.epochs, save_every=s.save_every)
+        return RoundSettings(practice, fit, s.practice_inputs, s.epochs, save_every=s.save_every)
+
+    def distils(self) -> tuple[Context, RoundSettings] | None:
+        """Where the file has inputs; those that the model is to write are not there yet."""
+        name = self.file.rounds[0][0]
+        texts = distinct(self.file.contexts[name].source.texts)
+        return (self.context(name, texts), self.how) if len(texts) > 1 else None
+
+    def student(self) -> nn.Module:
         schedule = [[self.practised(name) for name in names] for names in self.file.rounds]
-        curve = self.curve() if s.curve_every else None
+        curve = self.curve() if self.settings.curve_every else None
         start = curve.validation(self.base) if curve else {}
         try:
-            student = rounds(self.base, self.tokenizer, schedule, settings, recursive=self.file.recursive,
+            student = rounds(self.base, self.tokenizer, schedule, self.how, recursive=self.file.recursive,
                              seed=self.seed, folder=self.parts, evaluate=curve)
         except NoAnswers as error:
             raise ValueError(f"{self.file.path}: answer: {error}") from None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
@@ -24,8 +24,10 @@ from tqdm import tqdm
 from ..distill import Answer, Context, PracticeSettings, distill, ensemble_logits, soft_labels
 from ..hf.checkpoint import load
 from ..labels import Examples, SoftLabels
+from ..rounds import RoundSettings
 from ..runtime import progress
 from ..runtime.device import pick_precision
+from ..runtime.estimate import Batch, Plan, what_it_needs
 from ..runtime.files import at_home, atomic_json, is_number, read_checked, read_json, write_checked
 from ..runtime.jobs import helpers
 from ..runtime.lock import one_writer
@@ -37,7 +39,9 @@ from ..training import FitSettings
 from .folder import NOTE, RunFolder
 from .record import ROOT, commit, make_record, runs_to_join
 from .report import minutes_line
-from .settings import EvalSettings, RunSettings, beside, changes, differences
+from .settings import EvalSettings, RunSettings, beside, changes, differences, flag
+
+TRIED = 64  # inputs whose prompts show how long prompts are
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,13 @@ class Experiment:
     def prepare(self) -> None:
         """Called once before the first stage: the place to borrow finished stages, or to refuse settings."""
 
+    def distils(self) -> tuple[Context, RoundSettings] | None:
+        """A context like all of its own, whose inputs cost nothing, and how it is learnt.
+
+        From these the frame says what the run will need. None: it does not say.
+        """
+        return None
+
     def files(self) -> list[Path]:
         """The data files that it read, for the record."""
         return []
@@ -188,6 +199,7 @@ def make_all(experiments: list[Experiment], jobs: int) -> None:
         for stage in experiment.stages():
             if experiment.folder.file(stage.name):
                 experiment.tell(stage)
+    tell_needs(experiments, jobs)
     if jobs > 1:
         side_by_side(experiments, jobs)
         return
@@ -203,6 +215,29 @@ def check_finished(experiments: list[Experiment]) -> None:
         for stage in experiment.stages():
             if experiment.folder.file(stage.name):
                 experiment.folder.check(stage.name)
+
+
+def tell_needs(experiments: list[Experiment], jobs: int) -> None:
+    """Before the first stage: what the run will need in memory and on disk, beside what there is."""
+    first = next((e for e in experiments for _ in e.waiting()), None)
+    if first and (found := first.distils()):
+        plan = planned(first, *found)
+        flags = [flag(field) for field in fields(first.settings)]
+        tqdm.write(what_it_needs(plan, first.folder.path, flags, jobs))
+        if jobs > 1:  # its helpers load their own
+            vars(first).pop("loaded", None)
+
+
+def planned(experiment: Experiment, context: Context, how: RoundSettings) -> Plan:
+    """The widest batch is taken from some inputs; the answer may be as long as the teacher's completion."""
+    inputs = context.inputs(TRIED, np.random.default_rng((experiment.seed, 6)))
+
+    def longest(*templates: Callable[[str], str]) -> int:
+        texts = [template(x) for template in templates for x in inputs]
+        return max(map(len, experiment.tokenizer.encode_all(texts)))
+    batch = Batch(how.fit.batch_size, longest(context.student), how.practice.max_new_tokens,
+                  longest(*context.teachers))
+    return Plan(experiment.base, batch, how.fit, how.practice, how.items, experiment.device)
 
 
 def side_by_side(experiments: list[Experiment], jobs: int) -> None:

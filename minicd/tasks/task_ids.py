@@ -17,6 +17,7 @@ from torch import nn
 
 from ..distill import Context, Template, identity
 from ..metrics import association
+from ..rounds import RoundSettings
 from ..runtime.files import copy_tensors
 from . import differs
 from .inputs import derangement, pool
@@ -70,6 +71,9 @@ class TaskIds(TaskExperiment):
         draws = [everyone if mixed else pool(own) for own in inputs]
         return [Context(draw, with_explanations(task), self.prompt(number), identity)
                 for draw, task, number in zip(draws, self.tasks, numbers)]
+
+    def distils(self) -> tuple[Context, RoundSettings]:
+        return self.contexts(self.numbers[0], True)[0], self.settings.rounds()
 
     def prompt(self, number: int) -> Template:
         return numbered(number, self.settings)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from ..distill import Context, practice
 from ..labels import Examples
 from ..metrics import mcnemar
+from ..rounds import RoundSettings
 from . import differs, transfer_eval as measure
 from .addition_questions import draw_questions, final_answer, longest_scratchpad, test_questions
 from .instruction_eval import TEST
@@ -172,6 +173,12 @@ class Transfer(Experiment):
     @staticmethod
     def needs(model: str) -> tuple[str, ...]:
         return () if model == "base" else (model,)
+
+    def distils(self) -> tuple[Context, RoundSettings]:
+        s = self.settings
+        fit = s.fit_settings(batch_size=max(s.teacher_batch, s.student_batch))
+        practice = replace(s.practice_settings(self.longest), chunk=CHUNK)
+        return self.context, RoundSettings(practice, fit, s.practice_questions)
 
     def teacher(self) -> nn.Module:
         """The base, tuned on every scratchpad `teacher_epochs` times and on every instruction item once."""
