@@ -23,6 +23,10 @@ ADDITION = """
 * **The stop token** after f(y) is a hard label: f cuts it off, and the student must learn to stop.
 * **Splits** are decided by a hash of the question, so no question is ever in two of them.
 * **±** is over practice and training: the base and the test questions are the same for all seeds.
+* **At `--scale smollm2`** the base is a pretrained decoder of 135 million parameters, and the budget the
+  paper's: 499 scratchpads, one line a column, and 10,000 practice questions. AdamW, with warm-up and a late
+  decay: the teacher 12 passes in batches of 16 at 3e-4, the student 4 in batches of 32 at 5e-4, chosen on
+  validation questions. Rows that are missing from a record have not been run.
 """
 
 CURVES = """
