@@ -543,7 +543,7 @@ def test_help_lists_the_settings(cli, capsys):
     assert stopped.value.code == 0
     for field in addition.AdditionSettings.__dataclass_fields__.values():
         assert f"--{field.name.replace('_', '-')} " in said, field.name
-        default = "" if field.default in ("", False) else f"default: {field.default} {field.metadata['unit']}".strip()
+        default = "" if field.default == "" or field.default is False else f"default: {field.default} {field.metadata['unit']}".strip()
         details = "; ".join(filter(None, [range_of(field.metadata), default]))
         assert f"{field.metadata['help']} {details and f'({details})'}".strip() in said.replace("- ", "-"), field.name
     for flag in ("--task", "--out", "--seeds", "--device", "--jobs", "--quick", "--publish"):
