@@ -162,7 +162,7 @@ def stage_files(folder: Path) -> dict[str, list[Path]]:
 
 def result(folder: Path, names: list[Path], without_losses: bool) -> dict[str, Any]:
     """All that a run gives but its times."""
-    skipped = ["minutes", "hardware", "command", "commit", "commits", "precision", "stages"]
+    skipped = ["minutes", "runs", "hardware", "command", "commit", "commits", "precision", "stages"]
     skipped += ["final_losses"] * without_losses
     record = json.loads((folder / "record.json").read_text())
     return {**{key: value for key, value in record.items() if key not in skipped},
