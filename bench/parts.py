@@ -1,7 +1,7 @@
 """What the losses cost when the logits [B, T, V] are computed by parts, beside the whole logits.
 
     OMP_NUM_THREADS=1 python -m bench.parts   # from the repository's root; a minute on a CPU core, 3 GB
-    python -m bench.parts --vocabulary 32128 --tokens 2560 --out /tmp/one.json
+    python -m bench.parts --vocabulary 32128 --tokens 2560 --out one.json
 
 A head on given states [B, T, d] stands for a model: `loss_per_token` (minicd/runtime/lean.py) computes head
 and loss, forward and backward, as in training. Peak memory is what that allocates beside states, head, their
