@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .significance import bootstrap_interval
+
 SCORES = ("paraphrase_score", "paraphrase_magnitude", "neighbourhood_score", "neighbourhood_magnitude")
-RESAMPLES = 10_000  # of `interval`
 Points = Sequence[Sequence[float]]  # an edit's SCORES, edit after edit
 
 
@@ -56,13 +57,6 @@ def at_equal_paraphrase(student: Points, others: Sequence[Points]) -> float:
     return float(neighbourhood - np.interp(paraphrase, *zip(*means)))
 
 
-def resamples(edits: int, seed: int = 0) -> np.ndarray:
-    """Bootstrap: edit numbers [RESAMPLES, edits], drawn with repeats."""
-    return np.random.default_rng(seed).integers(edits, size=(RESAMPLES, edits))
-
-
 def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
     """The 95 % interval of the mean over edits."""
-    means = np.asarray(values, dtype=float)[resamples(len(values), seed)].mean(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+    return bootstrap_interval([[value] for value in values], seed=seed)

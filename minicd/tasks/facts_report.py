@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..metrics.facts import Points, at_equal_paraphrase, balance, resamples
+from ..metrics.facts import Points, at_equal_paraphrase, balance
 from .facts_data import Fact
 from .facts_eval import HEAD, cells
 from .report import Record, pm, seeds_of, table
@@ -39,7 +39,8 @@ def students(record: Record) -> list[str]:
 def above_curve(student: Points, curve: list[Points]) -> dict[str, float]:
     """`at_equal_paraphrase` with its 95 % interval over the edits."""
     own, others = np.array(student), np.array(curve)
-    drawn = [at_equal_paraphrase(own[i], others[:, i]) for i in resamples(len(own))[:RESAMPLED]]
+    edits = np.random.default_rng(0).integers(len(own), size=(RESAMPLED, len(own)))
+    drawn = [at_equal_paraphrase(own[i], others[:, i]) for i in edits]
     low, high = np.percentile(drawn, [2.5, 97.5])
     points = {"points": at_equal_paraphrase(own, others), "low": low, "high": high}
     return {name: round(float(value), 2) for name, value in points.items()}
