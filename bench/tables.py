@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Callable
 
+from minicd.tasks.record import spread
 from minicd.tasks.report import pm, table
 
 Record = dict[str, Any]
@@ -97,6 +98,22 @@ def parity_table(record: Record) -> str:
     return f"{table(head, rows)}\n\n(Largest differences of random models, {tolerance}, {machine(record)}.)"
 
 
+def practice_table(record: Record) -> str:
+    """Ways to practise, from bench/practice.py."""
+    keys = ("quality", "kl", "forgotten", "thousand_tokens", "minutes")
+    head = ["context", "way", "right, %", "KL(teacher ‖ student)", "forgetting: KL(before ‖ now)",
+            "tokens of the teacher, thousands", "minutes"]
+    rows = []
+    for result in record["results"]:
+        for way, seeds in result["ways"].items():
+            spreads = {key: spread([one[key] for one in seeds]) for key in keys if key in seeds[0]}
+            rows.append([result["context"], way, *(pm(spreads[key]) if key in spreads else "" for key in keys)])
+    how = record["settings"]
+    what = (f"KL a token in 1/1000 nat; {how['steps']} steps with batches of {how['batch_size']}, {how['inputs']:,} "
+            f"inputs where the teacher writes; {len(record['seeds'])} seeds, pocket scale")
+    return f"{table(head, rows)}\n\n({what}; {machine(record)}.)"
+
+
 def damage_table(record: Record) -> str:
     """What became of trials under damage, from bench/damage.py."""
     names = ("refused", "same", "another valid file", *FAULTS)
@@ -137,5 +154,6 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "bench-sampling": ("Decoding speed, tokens per second", sampling_table),
     "bench-labels": ("Cost of soft labels", labels_table),
     "bench-parts": ("Losses by parts of the logits", parts_table),
+    "bench-practice": ("Ways to practise", practice_table),
     "bench-damage": ("Under damage", damage_table),
     "addition-labelled": ("Labelled scratchpads that the teacher needs", labelled_table)}

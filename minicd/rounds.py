@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .distill import (Context, PracticeSettings, combine_seeds, distill, ensemble_logits, identity, practice,
                       soft_labels)
-from .labels import Examples, LabelBatch, Ragged
+from .labels import Examples, LabelBatch, Ragged, SoftLabels
 from .losses import check_labels
 from .runtime.files import all_tensors, atomic_safetensors, open_safetensors
 from .runtime.lora import copy_to_train
@@ -129,9 +129,14 @@ class OnPolicy:
         answers = [[*y, self.tokenizer.eos_id] if why == "eos" else y for y, why in zip(sampled, reasons)]
         views = [self.tokenizer.encode_all([template(x) for x in inputs]) for template in context.teachers]
         logits = ensemble_logits(self.teacher, views, answers, [slice(0, len(a)) for a in answers], precision)
-        labels = soft_labels(torch.cat(logits), self.settings, generator)
+        labels = self.soft_labels(torch.cat(logits), prompts, answers, generator)
         examples = Examples(Ragged.of(prompts), Ragged.of(answers), labels)
         return examples.batch(torch.arange(len(prompts)), self.student.config.pad_token_id)
+
+    def soft_labels(self, logits: Tensor, prompts: list[list[int]], answers: list[list[int]],
+                    generator: torch.Generator) -> SoftLabels:
+        """The teacher's logits [M, V] at the tokens of the student's answers → their M labels."""
+        return soft_labels(logits, self.settings, generator)
 
 
 def check_on_policy(context: Context) -> None:
