@@ -178,16 +178,20 @@ def test_the_pockets_tasks_show_what_its_student_forgot(monkeypatch):
 # --- whole runs ---
 
 
-def test_a_run_is_made_measured_and_measured_again(run, tmp_path):
+def test_a_run_is_made_measured_and_measured_again(run, tmp_path, monkeypatch):
+    losses, rounds = [], own.rounds
+    monkeypatch.setattr(own, "rounds", lambda *args, **more: losses.append(args[3].fit.loss) or rounds(*args, **more))
     file, out = contexts(tmp_path), tmp_path / "run"
     pytest.importorskip("matplotlib")
-    said = run("train", "--contexts", file, "--out", out, "--stop-at-best", *SMALL)
+    said = run("train", "--contexts", file, "--out", out, "--stop-at-best", "--supervised", *SMALL)
     assert "teacher prompt    reverse : " in said and "student prompt    task : " in said
     record = json.loads((out / "record.json").read_text())
     rows = record["measures"]["after"]["mine"]
     assert {"kl", "agreement", "identical", "rouge", "milliseconds", "tokens_saved"} <= set(rows) and "exact" not in rows
     assert rows["identical"][1] <= rows["identical"][0] <= rows["identical"][2] and record["files"]
     assert record["metrics"]["mine, kl, after"]["values"][0] < record["metrics"]["mine, kl, before"]["values"][0]
+    assert "| before | after | supervised |" in said and set(record["measures"]) == {"before", "after", "supervised"}
+    assert losses == ["empirical", "hard"] and "mine, kl, supervised" in record["metrics"]
     [(start, kl), (step, _)] = record["curve"]["mine"]
     assert (start, step) == (0, 1) and kl > 0 and (out / "own-pocket.png").exists()
     assert load(out / "student")[0].config == load(ROOT / "data" / "pocket")[0].config
@@ -195,7 +199,7 @@ def test_a_run_is_made_measured_and_measured_again(run, tmp_path):
     assert re.search(r"KL\(teacher ‖ student\).*", again)[0].split("|")[1].strip() == own_measures.cell(rows["kl"])
     assert "| this model |" in again
     file.write_text(file.read_text() + "\n")
-    again = run("train", "--contexts", file, "--out", out, "--stop-at-best", *SMALL)
+    again = run("train", "--contexts", file, "--out", out, "--stop-at-best", "--supervised", *SMALL)
     assert "is not as it was when this run began" in again
 
 
@@ -317,6 +321,13 @@ def test_a_chat_model_is_asked_through_the_template_that_its_tokenizer_carries(t
     file = contexts(tmp_path, student='[{role = "user", content = "so {input}"}]')
     spoken = own.spoken_to(own.OwnEval(contexts=str(file)), Chat.of_tokenizer(words))
     assert spoken("a") == "<user>so a</s>" and own.spoken_to(own.OwnEval(), Chat.of_tokenizer(words))("a") == "<user>a</s>"
+
+
+def test_each_worked_file_for_the_real_model_has_a_preset():
+    for name, how in own.WORKED.items():
+        settings = own.OwnSettings(scale=name, **own.Own.SCALES[name])
+        assert read_contexts(settings.contexts).model == settings.model == "data/smollm2"
+        assert settings.practice_inputs == how["practice_inputs"]
 
 
 # --- refusals ---

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Callable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..sampling import generate, score
 from ..tokenizer import TextTokenizer
 
-AT_ONCE = 8  # texts whose logits are in memory together
+AT_ONCE = 2**27  # logits in memory together: half a gigabyte
 NEUTRAL = ["The capital of France is", "Water boils when", "To bake bread, first",
            "The river begins in the mountains and", "How to change a bicycle tyre:",
            "The history of the printing press starts in", "A triangle has three sides, and", "Bees live in",
@@ -27,11 +29,22 @@ def kl_to_base(base: nn.Module, student: nn.Module, tokenizer: TextTokenizer, lo
     generator = torch.Generator(device).manual_seed(seed)
     asked = tokenizer.encode_all(prompts)
     texts = generate(base, asked, longest, generator=generator, precision=precision, progress="neutral texts")
-    pairs = [(prompt, text) for prompt, text in zip(asked, texts) if text]
-    total = 0.0
-    for first in range(0, len(pairs), AT_ONCE):
-        some = [list(side) for side in zip(*pairs[first : first + AT_ONCE])]
-        for rows in zip(*(score(model, *some, precision=precision) for model in (base, student))):
-            p, q = (row.log_softmax(-1) for row in rows)
-            total += float((p.exp() * (p - q)).sum())
-    return total / max(1, sum(len(text) for _, text in pairs))
+    prompts, texts = [[row[side] for row in zip(asked, texts) if row[1]] for side in (0, 1)]
+    divergence, _ = compare(*(lambda some, which=which: score(which, prompts[some], texts[some],
+                                                              precision=precision)
+                              for which in (base, student)), texts, base)
+    return sum(divergence) / max(1, sum(map(len, texts)))
+
+
+def compare(teacher: Callable[[slice], list[Tensor]], student: Callable[[slice], list[Tensor]],
+            tokens: list[list[int]], model: nn.Module) -> tuple[list[float], list[float]]:
+    """For each answer: Σ KL(p ‖ q) over its tokens, and how often both have the same likeliest token."""
+    size = max(1, AT_ONCE // (model.config.vocab_size * max([1, *map(len, tokens)])))
+    divergence, same = [], []
+    for start in range(0, len(tokens), size):
+        some = slice(start, start + size)
+        for p, q in zip(teacher(some), student(some)):
+            log_p, log_q = p.double().log_softmax(-1), q.double().log_softmax(-1)
+            divergence.append(float((log_p.exp() * (log_p - log_q)).sum()))
+            same.append(int((p.argmax(-1) == q.argmax(-1)).sum()))
+    return divergence, same

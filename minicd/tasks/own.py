@@ -17,19 +17,17 @@ from typing import Any, Iterator
 from torch import nn
 from tqdm import tqdm
 
-from ..distill import Context, NoAnswers, Template
+from ..distill import Context, NoAnswers
 from ..hf.chat import Chat, bare_adds_system
 from ..hf.checkpoint import load
 from ..rounds import RoundSettings, rounds
 from ..runtime.files import file_checksum, read_checked, read_json
-from ..runtime.progress import printable
-from ..sampling import generate
 from ..tokenizer import TextTokenizer
 from . import own_forgetting, own_measures as measures
 from .contexts_file import ContextsFile, Named, read_contexts
-from .inputs import NearCopies, pool, tell_unknown_words
-from .instruction_eval import end_with_line
+from .inputs import NearCopies, pool
 from .natural_instructions import inputs_prompt
+from .own_chat import LONGEST, answer, end_plainly, has_messages, spoken_to, talk
 from .own_curve import Curve, Validation, plot
 from .own_forgetting import others
 from .report import Record, seeds_of
@@ -39,6 +37,10 @@ from .settings import DistillSettings, EvalSettings, beside, option
 SMALL = 10_000_000  # parameters up to which a model stands ten times the learning rate
 FEWEST, UNRELATED = 50, 100  # held-out inputs of a context; unrelated prompts
 VALIDATED = 32  # validation inputs of a context, and at most a fifth of what is not tested
+WORKED = {"company": dict(practice_inputs=240, chunk=60, max_new_tokens=48),  # files for SmolLM2, with presets
+          "place": dict(practice_inputs=400, chunk=60, max_new_tokens=24),
+          "think": dict(practice_inputs=500, chunk=60, max_new_tokens=40)}
+MEASURED = {"before": "before", "after": "after", "supervised": "after_supervised"}  # column → stage
 CONTEXTS = "file with the contexts, TOML or JSON; what it holds stands in minicd/tasks/contexts_file.py"
 
 
@@ -55,9 +57,10 @@ class OwnSettings(DistillSettings):
     batch_size: int = option(32, "batch size", least=1)
     chunk: int = option(512, "practised at a time: fewer need less memory, and are on disk sooner", least=1,
                         unit="inputs")
-    max_new_tokens: int = option(128, "longest completion", least=1, most=100_000, unit="tokens")
+    max_new_tokens: int = option(LONGEST, "longest completion", least=1, most=100_000, unit="tokens")
     most_tests: int = option(200, "held-out inputs of each context to measure", least=1, unit="inputs")
     curve_every: int = option(20, "between points of the validation curve; 0: none", least=0, unit="steps")
+    supervised: bool = option(False, "besides, a student of the teacher's text alone, without soft labels")
     stop_at_best: bool = option(False, "end each round with the weights of its point with the least mean KL")
 
     def __post_init__(self) -> None:
@@ -86,7 +89,9 @@ class Own(Experiment):
     """All contexts of a file, in its rounds."""
 
     TITLE = "Your own prompts into your own model"
-    RECORDS = ()
+    SCALES = {"pocket": {}, **{name: how | {"contexts": f"data/contexts/{name}.toml"}
+                               for name, how in WORKED.items()}}
+    RECORDS = tuple(WORKED)
     Settings, Eval = OwnSettings, OwnEval
     QUICK = dict(practice_inputs=1024, epochs=6.0, max_new_tokens=48, most_tests=50)
 
@@ -128,6 +133,10 @@ class Own(Experiment):
         yield Stage("before", lambda: self.measure(self.base), ("inputs",), measures.told)
         yield Stage("student", self.student, ("before",))
         yield Stage("after", lambda: self.measure(self.folder.get("student")), ("student",), measures.told)
+        if self.settings.supervised:
+            yield Stage("supervised", lambda: self.student("supervised", "hard"), ("after",))
+            yield Stage("after_supervised", lambda: self.measure(self.folder.get("supervised")),
+                        ("supervised",), measures.told)
 
     def inputs(self) -> dict[str, Any]:
         """The different inputs of each context, those that the model writes among them."""
@@ -158,11 +167,6 @@ class Own(Experiment):
         return one_item(context, self.tokenizer, self.base, settings, self.seed)
 
     @property
-    def parts(self) -> Path:
-        """What the stage `student` needs to go on."""
-        return self.folder.path / "student.parts"
-
-    @property
     def how(self) -> RoundSettings:
         s = self.settings
         small = sum(p.numel() for p in self.base.parameters()) <= SMALL
@@ -176,19 +180,22 @@ class Own(Experiment):
         texts = distinct(self.file.contexts[name].source.texts)
         return (self.context(name, texts), self.how) if len(texts) > 1 else None
 
-    def student(self) -> nn.Module:
+    def student(self, stage: str = "student", loss: str | None = None) -> nn.Module:
+        """All rounds, with this loss or that of the settings; the teacher practises the same each time."""
+        parts, how = self.folder.path / f"{stage}.parts", self.how
+        how = replace(how, fit=replace(how.fit, loss=loss or how.fit.loss))
         schedule = [[self.practised(name) for name in names] for names in self.file.rounds]
-        curve = self.curve() if self.settings.curve_every else None
+        curve = self.curve(parts) if self.settings.curve_every else None
         start = curve.validation(self.base) if curve else {}
         try:
-            student = rounds(self.base, self.tokenizer, schedule, self.how, recursive=self.file.recursive,
-                             seed=self.seed, folder=self.parts, evaluate=curve)
+            student = rounds(self.base, self.tokenizer, schedule, how, recursive=self.file.recursive,
+                             seed=self.seed, folder=parts, evaluate=curve)
         except NoAnswers as error:
             raise ValueError(f"{self.file.path}: answer: {error}") from None
-        self.folder.note("student", curve=curve.lines(start) if curve else {})
+        self.folder.note(stage, curve=curve.lines(start) if curve else {})
         return student
 
-    def curve(self) -> Curve:
+    def curve(self, parts: Path) -> Curve:
         """Raises ValueError where --stop-at-best has nothing to judge by."""
         texts = self.folder.get("inputs")["texts"]
         inputs = {name: split(texts[name], named)[1] for name, named in self.file.contexts.items()}
@@ -198,7 +205,7 @@ class Own(Experiment):
             if not validation.rows.keys() & set(names):
                 raise ValueError(f"--stop-at-best: {', '.join(names)}: no validation input has an answer; "
                                  "give more inputs")
-        return Curve(validation, self.parts, self.file.rounds, self.settings.curve_every,
+        return Curve(validation, parts, self.file.rounds, self.settings.curve_every,
                      self.settings.stop_at_best)
 
     def measure(self, model: nn.Module) -> dict[str, Any]:
@@ -207,7 +214,7 @@ class Own(Experiment):
 
     def figures(self) -> dict[str, Any]:
         """Metrics by context, figure and time; with their intervals under `measures`."""
-        found = {when: self.folder.get(when) for when in ("before", "after")}
+        found = {when: self.folder.get(stage) for when, stage in MEASURED.items() if self.folder.file(stage)}
         metrics = {f"{name}, {figure}, {when}": value[0] for when, contexts in found.items()
                    for name, figures in contexts.items() for figure, value in figures.items()}
         curve = self.folder.read_note("student").get("curve", {})
@@ -249,7 +256,7 @@ class Own(Experiment):
                 raise ValueError(f"{file.path}: a model writes its inputs, which only a run folder has")
             texts |= read_json(run / "inputs.json")["texts"]
         chat = Chat.of(beside(name)) if has_messages(file) else None
-        settings = replace(settings, max_new_tokens=settings.max_new_tokens or OwnSettings.max_new_tokens,
+        settings = replace(settings, max_new_tokens=settings.max_new_tokens or LONGEST,
                            most_tests=settings.most_tests or OwnSettings.most_tests)
         found = measure(file, texts, base, model, tokenizer, chat, settings)
         return measures.tables({"this model": found})
@@ -287,46 +294,6 @@ def bare_prompts(texts: list[str], chat: Chat | None, file: ContextsFile) -> lis
     return [chat.prompt([{"role": "user", "content": x}], **file.variables) for x in texts]
 
 
-# --- eval.py --chat and --ask ---
-
-
-def spoken_to(settings: OwnEval, chat: Chat | None) -> Template:
-    """How the model is spoken to: in a context of the file, or bare where there is none."""
-    if not settings.contexts:
-        return (lambda x: x) if chat is None else lambda x: chat.prompt([{"role": "user", "content": x}])
-    file = read_contexts(beside(settings.contexts))
-    name = settings.context or next(iter(file.contexts))
-    if name not in file.contexts:
-        raise ValueError(f"--context {name}: {file.path} has {', '.join(file.contexts)}")
-    named = file.contexts[name]
-    return named.template(named.teachers[0] if settings.teacher else named.student, chat, file.variables)
-
-
-def talk(model: nn.Module, tokenizer: TextTokenizer, template: Template, settings: OwnEval) -> str:
-    """Answer line by line, greedily, each as a new conversation; an empty line ends it."""
-    print("An empty line ends this.")
-    while question := read_line():
-        print(printable(answer(model, tokenizer, template(question), settings)))
-    return ""
-
-
-def answer(model: nn.Module, tokenizer: TextTokenizer, prompt: str, settings: OwnEval) -> str:
-    """The greedy completion, to the end of its line where the contexts file says so."""
-    tell_unknown_words(tokenizer, prompt)
-    if settings.contexts:
-        end_plainly(read_contexts(beside(settings.contexts)), model, tokenizer)
-    longest = settings.max_new_tokens or OwnSettings.max_new_tokens
-    [written] = generate(model, [tokenizer.encode(prompt)], longest, 0, precision=settings.precision)
-    return tokenizer.decode(written)
-
-
-def read_line() -> str:
-    try:
-        return input("> ").strip()
-    except EOFError:
-        return ""
-
-
 # --- inputs ---
 
 
@@ -353,20 +320,6 @@ def split(texts: list[str], named: Named | None = None) -> tuple[list[str], list
     n = 0 if tests else held_out(len(ranked))
     m = n + min(VALIDATED, (len(ranked) - n) // 5)
     return tests or ranked[:n], ranked[n:m], ranked[m:]
-
-
-def end_plainly(file: ContextsFile, model: nn.Module, tokenizer: TextTokenizer) -> None:
-    """Where the file says `plain`, answers end with their line. Raises ValueError where no token does."""
-    try:
-        end_with_line(model, tokenizer) if file.plain else None
-    except ValueError:
-        raise ValueError(f"{file.path}: plain is for decoders whose tokenizer has new lines, which this "
-                         "model is not") from None
-
-
-def has_messages(file: ContextsFile) -> bool:
-    return any(not isinstance(prompt, str) for named in file.contexts.values()
-               for prompt in (*named.teachers, named.student))
 
 
 def tell_system(chat: Chat | None, named: Named, variables: dict[str, Any]) -> None:

@@ -13,7 +13,8 @@ from ..distill import Context
 from ..runtime.files import all_tensors, atomic_safetensors, open_safetensors, read_checked, write_checked
 from ..sampling import score
 from ..tokenizer import TextTokenizer
-from .own_measures import AT_ONCE, compare, teacher_answers, teacher_logits
+from .forgetting import AT_ONCE, compare
+from .own_measures import teacher_answers, teacher_logits
 from .report import picture
 
 ADVICE = "delete it, and the file progress.safetensors beside it, to train this round anew"

@@ -12,10 +12,10 @@ from torch import nn
 from ..metrics import rouge_l
 from ..sampling import generate, score
 from ..tokenizer import TextTokenizer
-from .forgetting import NEUTRAL
+from .forgetting import NEUTRAL, compare
 from .instruction_eval import DATA, LONGEST, answers, with_explanations
 from .natural_instructions import load_folder
-from .own_measures import Figures, compare, ratio
+from .own_measures import Figures, ratio
 from .record import ROOT
 
 POCKET = ROOT / "data" / "pocket-instructions"

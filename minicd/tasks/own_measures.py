@@ -15,10 +15,10 @@ from ..metrics import exact_match, rouge_l
 from ..sampling import generate, score
 from ..tokenizer import TextTokenizer
 from .contexts_file import Named
+from .forgetting import compare
 from .natural_instructions import inputs_prompt, read_input
 from .report import table
 
-AT_ONCE = 2**27  # logits in memory together: half a gigabyte
 TIMED, SHOTS, TRIES, LONGEST_INPUT = 8, 6, 10, 128
 WRITTEN_AT_ONCE = 64  # inputs, whose prompts may be long
 RULES = {"ends_with": "how it ends", "never": "what it never says", "pattern": "its form", "rules": "all"}
@@ -92,20 +92,6 @@ def teacher_logits(base: nn.Module, tokenizer: TextTokenizer, context: Context,
     answers = [answer for _, answer in rows]
     return ensemble_logits(base, views, [a.completion for a in answers], [a.kept for a in answers],
                            settings.precision)
-
-
-def compare(teacher: Callable[[slice], list[Tensor]], student: Callable[[slice], list[Tensor]],
-            tokens: list[list[int]], model: nn.Module) -> tuple[list[float], list[float]]:
-    """For each answer: Σ KL(p ‖ q) over its tokens, and how often both have the same likeliest token."""
-    size = max(1, AT_ONCE // (model.config.vocab_size * max([1, *map(len, tokens)])))
-    divergence, same = [], []
-    for start in range(0, len(tokens), size):
-        some = slice(start, start + size)
-        for p, q in zip(teacher(some), student(some)):
-            log_p, log_q = p.double().log_softmax(-1), q.double().log_softmax(-1)
-            divergence.append(float((log_p.exp() * (log_p - log_q)).sum()))
-            same.append(int((p.argmax(-1) == q.argmax(-1)).sum()))
-    return divergence, same
 
 
 # --- in its own answers ---
