@@ -32,6 +32,7 @@ answer = {after = "#"}
 teachers = [[{role = "system", content = "Be brief."}, {role = "user", content = "{input}"}], "{input} !"]
 inputs = {file = "rows.jsonl", field = "q", reference = "a"}
 """
+CONTEXTS = Path(__file__).resolve().parents[1] / "data" / "contexts"
 WORDS = word_tokenizer([*"abcdef", "#", "Answer:", "reverse", ":"])
 CHAT = Chat("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{{ enable_thinking }}")
 
@@ -120,6 +121,36 @@ def test_damaged_and_missing_files(file):
         (file.parent / "rows.jsonl").write_text(rows)
         with pytest.raises(ValueError, match=problem):
             read_contexts(file)
+
+
+def damaged(content: bytes, rng: np.random.Generator) -> bytes:
+    """Cut, changed in some bytes, or with lines that are lost, doubled, in another order or of another value."""
+    lines, at = content.split(b"\n"), int(rng.integers(len(content)))
+    row, other = rng.integers(len(lines), size=2)
+    return [lambda: content[:at], lambda: content[at:],
+            lambda: content[:at] + rng.bytes(3) + content[at + 3 :],
+            lambda: b"\n".join(lines[:row] + lines[row + 1 :]),
+            lambda: b"\n".join([*lines[:row], lines[row], *lines[row:]]),
+            lambda: b"\n".join([*lines[:row], lines[other], *lines[row + 1 :]]),
+            lambda: b"\n".join([*lines[:row], lines[row].split(b"=")[0] + b"= 7", *lines[row + 1 :]]),
+            lambda: content.replace(b"{", b"[", 1), lambda: content.replace(b'"', b"", int(rng.integers(1, 4))),
+            lambda: content.replace(b" = ", b"_x = ", int(rng.integers(1, 9)))][rng.integers(10)]()
+
+
+@pytest.mark.parametrize("which", ["company.toml", "ours"])
+def test_damage_of_fifty_kinds_is_one_sentence_or_another_valid_file(file, which):
+    content = TOML.encode() if which == "ours" else (CONTEXTS / which).read_bytes()
+    (file.parent / "company.txt").write_bytes((CONTEXTS / "company.txt").read_bytes())
+    refused = 0
+    for seed in range(50):
+        file.write_bytes(damaged(content, np.random.default_rng((seed, len(content)))))
+        try:
+            for named in read_contexts(file).contexts.values():
+                assert named.student and named.teachers
+        except ValueError as error:
+            refused += 1
+            assert "\n" not in str(error) and str(file.parent) in str(error), str(error)
+    assert 20 <= refused <= 50
 
 
 def extract(tokenizer: TextTokenizer, answer: object, ids: list[int]) -> tuple[str | None, int]:

@@ -19,6 +19,7 @@ from test_plain import tiny_decoder, tiny_tokenizer
 from minicd.distill import Context
 from minicd.hf.chat import Chat
 from minicd.hf.checkpoint import load, save
+from minicd.runtime import files
 from minicd.t5 import initialise
 from minicd.tasks import own, own_forgetting, own_measures
 from minicd.tasks.contexts_file import read_contexts
@@ -201,6 +202,28 @@ def test_a_run_is_made_measured_and_measured_again(run, tmp_path, monkeypatch):
     file.write_text(file.read_text() + "\n")
     again = run("train", "--contexts", file, "--out", out, "--stop-at-best", "--supervised", *SMALL)
     assert "is not as it was when this run began" in again
+
+
+def test_a_run_that_is_killed_at_ten_moments_ends_as_one_that_is_not(run, tmp_path, monkeypatch):
+    base, out, moments, replaced = tmp_path / "base", tmp_path / "run", [], files.os.replace
+    save(tiny_t5(len(WORDS)), WORDS, base)
+    words = ["train", "--contexts", contexts(tmp_path), "--model", base, "--stop-at-best", "--save-every", "0", "--chunk", "8",
+             "--batch-size", "2", "--label-samples", "5", *SMALL, "--max-new-tokens", "4", "--curve-every", "10"]
+
+    def then_copy(source, target) -> None:
+        replaced(source, target)
+        if out in Path(target).parents:
+            moments.append(shutil.copytree(out, tmp_path / f"moment-{len(moments)}"))
+    with monkeypatch.context() as watched:
+        watched.setattr(files.os, "replace", then_copy)
+        assert "Everything is in" in run(*words, "--out", out)
+    assert len(moments) > 10
+    for moment in moments[:: -(-len(moments) // 10)]:
+        assert "Everything is in" in run(*words, "--out", moment)
+        for name in ("student/model.safetensors", "inputs.json"):
+            assert (moment / name).read_bytes() == (out / name).read_bytes(), moment
+        ours, theirs = (json.loads((folder / "record.json").read_text()) for folder in (moment, out))
+        assert ours["curve"] == theirs["curve"] and ours["measures"]["after"]["mine"]["kl"] == theirs["measures"]["after"]["mine"]["kl"]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
