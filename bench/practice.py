@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from bench.common import ROOT, Parser, count, guarded, parsed, publish, seed_number
 from minicd.distill import Context, PracticeSettings, identity, practice
 from minicd.hf.checkpoint import load
-from minicd.labels import Examples, LabelBatch, SoftLabels
+from minicd.labels import LabelBatch, SoftLabels
 from minicd.metrics import exact_match
 from minicd.rounds import OnPolicy
 from minicd.sampling import generate, score

@@ -114,6 +114,18 @@ def practice_table(record: Record) -> str:
     return f"{table(head, rows)}\n\n({what}; {machine(record)}.)"
 
 
+def trade_table(record: Record) -> str:
+    """Gained against forgotten at the last step of each student, from bench/trade.py."""
+    how = record["settings"]
+    head = ["what learns", "learning rate", "steps", "KL(teacher ‖ student)", "gained, %", "KL(before ‖ now)"]
+    rows = [[f"adapters of rank {row['rank']}" if row["rank"] else "all weights", f"{row['lr']:g}", point["step"],
+             f"{point['kl']:,.1f}", f"{100 * (1 - point['kl'] / how['before']):.1f}", f"{point['forgotten']:,.1f}"]
+            for row in record["results"] for point in row["points"]]
+    what = (f"KL a token in 1/1000 nat, {how['before']:,.1f} before; data/contexts/{how['scale']}.toml, {how['items']:,} "
+            f"practice items, {how['epochs']} passes, seed {how['seed']}")
+    return f"{table(head, rows)}\n\n({what}; {machine(record)}.)"
+
+
 def damage_table(record: Record) -> str:
     """What became of trials under damage, from bench/damage.py."""
     names = ("refused", "same", "another valid file", *FAULTS)
@@ -155,5 +167,6 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "bench-labels": ("Cost of soft labels", labels_table),
     "bench-parts": ("Losses by parts of the logits", parts_table),
     "bench-practice": ("Ways to practise", practice_table),
+    "bench-trade": ("One's own prompt: gained against forgotten", trade_table),
     "bench-damage": ("Under damage", damage_table),
     "addition-labelled": ("Labelled scratchpads that the teacher needs", labelled_table)}

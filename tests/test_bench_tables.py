@@ -28,7 +28,7 @@ def test_a_record_of_today_has_a_table(name):
     text = TABLES[name][1](record)
     widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
     assert len(widths) == 1 and record["commit"] in text and record["command"] in text
-    if name not in ("bench-labels", "bench-parts", "bench-practice", "addition-labelled", "bench-damage"):  # not a row for each result
+    if name not in ("bench-labels", "bench-parts", "bench-practice", "bench-trade", "addition-labelled", "bench-damage"):  # not a row for each result
         assert text.count("\n|") == len(record["results"]) + 1
 
 
