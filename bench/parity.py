@@ -5,7 +5,7 @@
     python -m bench.parity --publish                           # also writes results/bench-parity.json
 
 transformers makes and saves a model; minicd loads it and must give the same teacher-forced logits and greedy
-completions. The pretrained model of data/smollm2, where it is, has to write 50 tokens.
+completions. The pretrained model of data/smollm2, where it is, or other --folders, has to write 50 tokens.
 What minicd then saves, transformers must load without a missing or unexpected tensor, and give
 the same logits as before. Relative differences are divided by the standard deviation of the logits; above
 TOLERANCE the command ends with status 1.
@@ -113,7 +113,7 @@ def main() -> None:
     arguments = parse()
     version = import_transformers().__version__
     results = [family_result(family, arguments.draws, arguments.seed) for family in arguments.families]
-    results += [pretrained_result(REAL)] if REAL.exists() else []
+    results += [pretrained_result(folder) for folder in arguments.folders]
     if arguments.publish:
         settings = {"draws": arguments.draws, "seed": arguments.seed, "tolerance": TOLERANCE}
         path = ROOT / "results" / "bench-parity.json"
@@ -130,6 +130,8 @@ def parse() -> Any:
                         metavar="FAMILY", help=f"only these, of {', '.join(FAMILIES)}")
     parser.add_argument("--draws", type=count, default=10, help="random models of each family (default: 10)")
     parser.add_argument("--seed", type=seed_number, default=0)
+    parser.add_argument("--folders", nargs="*", type=Path, default=[REAL] if REAL.exists() else [],
+                        help="decoders of natural text, such as the student of a run (default: data/smollm2)")
     parser.add_argument("--publish", action="store_true", help="write results/bench-parity.json")
     return parser.parse_args()
 
@@ -152,16 +154,20 @@ def family_result(family: str, draws: int, seed: int) -> dict[str, Any]:
 
 
 def pretrained_result(folder: Path) -> dict[str, Any]:
-    """The same of the pretrained decoder in a folder, which transformers reads too."""
-    theirs = import_transformers().AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    """The same of the decoder in a folder, which transformers reads too, with its tokenizer."""
+    transformers = import_transformers()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer, rng = load(folder)[1], random.Random(0)
     prompts = tokenizer.encode_all(BEGINNINGS)
+    if transformers.AutoTokenizer.from_pretrained(folder)(BEGINNINGS)["input_ids"] != prompts:
+        raise ValueError(f"{folder}: transformers' tokenizer gives other tokens")
     answers = [[rng.randrange(3, len(tokenizer)) for _ in range(n)] for n in ANSWER_LENGTHS]
     with tempfile.TemporaryDirectory() as saved:
         row = judged(lambda: from_folder(folder, Path(saved), theirs, prompts, answers, 50))
     print(f"{folder.name}: {words(row)}\n", flush=True)
     wrong = int(bool(row.pop("problem")))
-    return row | {"family": f"data/{folder.name}", "configurations": 1, "mismatches": wrong}
+    name = folder.resolve().relative_to(ROOT) if folder.resolve().is_relative_to(ROOT) else folder
+    return row | {"family": str(name), "configurations": 1, "mismatches": wrong}
 
 
 def words(row: dict[str, Any]) -> str:

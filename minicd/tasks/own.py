@@ -37,9 +37,9 @@ from .settings import DistillSettings, EvalSettings, beside, option
 SMALL = 10_000_000  # parameters up to which a model stands ten times the learning rate
 FEWEST, UNRELATED = 50, 100  # held-out inputs of a context; unrelated prompts
 VALIDATED = 32  # validation inputs of a context, and at most a fifth of what is not tested
-WORKED = {"company": dict(practice_inputs=240, chunk=60, max_new_tokens=48),  # files for SmolLM2, with presets
-          "place": dict(practice_inputs=400, chunk=60, max_new_tokens=24),
-          "think": dict(practice_inputs=500, chunk=60, max_new_tokens=40)}
+PRESET = dict(practice_inputs=480, chunk=120, batch_size=16, save_every=300.0)  # of a model of 135 million
+WORKED = {"company": PRESET | {"max_new_tokens": 48}, "place": PRESET | {"max_new_tokens": 24},
+          "think": PRESET | {"max_new_tokens": 40}}  # the files for it in data/contexts
 MEASURED = {"before": "before", "after": "after", "supervised": "after_supervised"}  # column → stage
 CONTEXTS = "file with the contexts, TOML or JSON; what it holds stands in minicd/tasks/contexts_file.py"
 
