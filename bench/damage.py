@@ -35,7 +35,7 @@ from bench.tables import FAULTS
 from bench.trials import REFUSED, SAME, SMALL, VALID, Said, Sound, Trial, ask, command, make_sound
 from minicd.hf.checkpoint import load
 from minicd.runtime import files
-from minicd.tasks.natural_instructions import load_task
+from minicd.tasks.parts.natural_instructions import load_task
 from minicd.tasks.settings import flag, type_name
 
 # (place of all folders, sound runs by task, dice) → what came of the trial

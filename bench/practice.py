@@ -30,8 +30,8 @@ from minicd.labels import LabelBatch, SoftLabels
 from minicd.metrics import exact_match
 from minicd.rounds import OnPolicy
 from minicd.sampling import generate, score
-from minicd.tasks.own_forgetting import forgotten
-from minicd.tasks.own_measures import along_teacher, teacher_answers
+from minicd.tasks.parts.own_forgetting import forgotten
+from minicd.tasks.parts.own_measures import along_teacher, teacher_answers
 from minicd.tokenizer import TextTokenizer
 from minicd.training import Epochs, FitSettings, fit
 

@@ -21,8 +21,9 @@ from torch import nn
 from bench.common import Parser, count, guarded, parsed, png, publish, seed_number
 from minicd.distill import distill, practice
 from minicd.runtime.lora import copy_to_train
-from minicd.tasks import own, own_forgetting, own_measures
+from minicd.tasks import own
 from minicd.tasks.folder import RunFolder
+from minicd.tasks.parts import own_forgetting, own_measures
 
 FULL, ADAPTED = (3e-5, 1e-4, 3e-4), (3e-4, 1e-3)  # learning rates
 Point = dict[str, float]
@@ -32,7 +33,7 @@ class Measured:
     """A contexts file's first context: practised, and measured along the teacher's answers."""
 
     def __init__(self, arguments: Any):
-        settings = own.OwnSettings(scale=arguments.scale, **own.Own.SCALES[arguments.scale])
+        settings = own.OwnSettings(**own.Own.SCALES[arguments.scale])
         self.own = own.Own(settings, arguments.seed, RunFolder(arguments.folder, arguments.device))
         self.own.folder.claim(settings)
         if not self.own.folder.file("inputs"):

@@ -29,10 +29,10 @@ from data.world.bases import pocket_config
 from data.world.lists import operation, pocket_tokenizer
 from minicd import Context, PracticeSettings, identity, practice, sampling
 from minicd.hf.checkpoint import load, save
-from minicd.runtime.device import autocast
 from minicd.labels import LabelBatch
+from minicd.runtime.device import autocast
 from minicd.t5 import T5, T5Config, initialise
-from minicd.tasks.addition_questions import draw_questions, teacher_template
+from minicd.tasks.parts.addition_questions import draw_questions, teacher_template
 from minicd.training import FitSettings, Run
 
 Rows = list[list[int]]

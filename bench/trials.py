@@ -28,7 +28,8 @@ from data.world.lists import pocket_tokenizer
 from minicd.hf.checkpoint import save
 from minicd.runtime import files
 from minicd.t5 import T5, T5Config, initialise
-from minicd.tasks import addition, addition_questions
+from minicd.tasks import addition
+from minicd.tasks.parts import addition_questions
 from minicd.training import Epochs, FitSettings, fit
 
 REFUSED, SAME, VALID = "refused", "same", "another valid file"

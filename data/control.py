@@ -5,8 +5,8 @@ from pathlib import Path
 
 from minicd.hf.checkpoint import load
 from minicd.tasks.control import write_beginnings
-from minicd.tasks.instruction_eval import end_with_line
-from minicd.tasks.reviews import write_reviews
+from minicd.tasks.parts.instruction_eval import end_with_line
+from minicd.tasks.parts.reviews import write_reviews
 from minicd.tasks.settings import beside, guarded
 
 FILE = Path(__file__).resolve().with_suffix("") / "beginnings.txt"

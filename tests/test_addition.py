@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from minicd.labels import Examples, Ragged
-from minicd.tasks import addition, addition_eval, addition_questions as text
-from minicd.tasks.addition_eval import AdditionEval
-from minicd.tasks.folder import RunFolder
-from minicd.tasks.record import make_record
-from minicd.tasks.run import seed_folder
 from data.world.lists import pocket_tokenizer
 from minicd.hf.tokenizers import read_tokenizer
+from minicd.labels import Examples, Ragged
+from minicd.tasks import addition
+from minicd.tasks.folder import RunFolder
+from minicd.tasks.parts import addition_eval, addition_questions as text
+from minicd.tasks.parts.addition_eval import AdditionEval
+from minicd.tasks.record import make_record
+from minicd.tasks.run import seed_folder
 from minicd.tokenizer import TextTokenizer
 
 T5_FILE = "../shared/data/tokenizers/t5/tokenizer.json"

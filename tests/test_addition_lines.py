@@ -8,8 +8,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from minicd.runtime.files import write_checked
-from minicd.tasks import addition, addition_eval, addition_questions as text
-from minicd.tasks.addition_eval import AdditionEval
+from minicd.tasks import addition
+from minicd.tasks.parts import addition_eval, addition_questions as text
+from minicd.tasks.parts.addition_eval import AdditionEval
 from minicd.tasks.settings import as_in_run
 from minicd.tokenizer import TextTokenizer
 

@@ -18,14 +18,15 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from data.world.lists import pocket_tokenizer
 from minicd.hf.checkpoint import load, save
 from minicd.labels import Examples
 from minicd.sampling import generate, score
 from minicd.t5 import T5, T5Config, initialise
-from minicd.tasks import addition, addition_questions
-from minicd.tasks.settings import guarded, range_of
-from data.world.lists import pocket_tokenizer
+from minicd.tasks import addition
+from minicd.tasks.parts import addition_questions
 from minicd.tasks.run import Experiment
+from minicd.tasks.settings import guarded, range_of
 from minicd.training import Epochs, FitSettings, Run, fit
 
 ROOT = Path(__file__).resolve().parent.parent

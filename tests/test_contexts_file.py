@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from minicd.distill import identity
 from minicd.hf.chat import Chat
-from minicd.tasks.contexts_file import Place, Span, read_answer, read_contexts
-from minicd.tasks.inputs import pool
+from minicd.tasks.parts.contexts_file import Place, Span, read_answer, read_contexts
+from minicd.tasks.parts.inputs import pool
 from minicd.tokenizer import Rendered, TextTokenizer, word_tokenizer
 
 TOML = """

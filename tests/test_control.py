@@ -18,12 +18,12 @@ from minicd.metrics.sentiment import Judge, cross_validated, parts
 from minicd.sampling import generate, score
 from minicd.tasks.control import Control, ControlSettings, write_beginnings
 from minicd.tasks.folder import RunFolder
-from minicd.tasks.forgetting import kl_to_base
-from minicd.tasks.instruction_eval import end_with_line
-from minicd.tasks.reviews import (KINDS, SPLITS, first_halves, of_split, read_reviews, split_of, texts_of, write_reviews,
-                                  written_reviews)
+from minicd.tasks.parts.forgetting import kl_to_base
+from minicd.tasks.parts.instruction_eval import end_with_line
+from minicd.tasks.parts.reviews import (KINDS, SPLITS, first_halves, of_split, read_reviews, split_of, texts_of, write_reviews,
+                                        written_reviews)
+from minicd.tasks.parts.steering import ENDINGS, STEERS, bare_review, steered
 from minicd.tasks.settings import guarded
-from minicd.tasks.steering import ENDINGS, STEERS, bare_review, steered
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT.parent / "shared" / "data" / "sentiment" / "imdb_labelled.txt"

@@ -14,7 +14,7 @@ from minicd.labels import Examples, Ragged, SoftLabels
 from minicd.losses import empirical
 from minicd.tasks import curves
 from minicd.tasks.addition import direct_examples
-from minicd.tasks.addition_questions import draw_questions
+from minicd.tasks.parts.addition_questions import draw_questions
 from minicd.tasks.curves import Curves, CurveSettings
 from minicd.tasks.folder import RunFolder
 from minicd.tasks.run import train

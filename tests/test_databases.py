@@ -19,9 +19,9 @@ from minicd.hf.checkpoint import load, save
 from minicd.metrics.sql import sql_exact_match
 from minicd.metrics.sqlite import build_database, run_query
 from minicd.tasks.folder import RunFolder
+from minicd.tasks.parts.spider import load_questions, load_schemas
+from minicd.tasks.parts.sql_eval import sql_prompt
 from minicd.tasks.run import train
-from minicd.tasks.spider import load_questions, load_schemas
-from minicd.tasks.sql_eval import sql_prompt
 from minicd.training import FitSettings, fit
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -14,14 +14,13 @@ import torch
 from test_plain import tiny_decoder, tiny_tokenizer
 
 from minicd.hf.checkpoint import load, save
-from minicd.metrics.facts import (at_equal_paraphrase, balance, interval, log_probability, mean_scores,
-                                  preference)
+from minicd.metrics.facts import (at_equal_paraphrase, balance, interval, log_probability, mean_scores, preference)
 from minicd.sampling import score
 from minicd.tasks.facts import Facts, best
-from minicd.tasks.facts_data import fill, load_facts, load_relations, one_of_each_relation, read_fact
-from minicd.tasks.facts_eval import knows, measure, object_tokens, probabilities
-from minicd.tasks.facts_prompts import BEFORE, SHAPES, Wording
-from minicd.tasks.inputs import words
+from minicd.tasks.parts.facts_data import fill, load_facts, load_relations, one_of_each_relation, read_fact
+from minicd.tasks.parts.facts_eval import knows, measure, object_tokens, probabilities
+from minicd.tasks.parts.facts_prompts import BEFORE, SHAPES, Wording
+from minicd.tasks.parts.inputs import words
 from minicd.tasks.settings import guarded
 from minicd.tokenizer import word_tokenizer
 
@@ -99,7 +98,7 @@ def record(**changes) -> dict:
 def test_paraphrases_want_the_new_object_and_neighbours_the_true_one(monkeypatch):
     fact = read_fact(record(), "")
     table = {"At the end of x stands": [0.1, 0.4], "The end of y is": [0.5, 0.3], "The end of z is": [0.2, 0.3], "The end of x is": [0.2, 0.1]}
-    monkeypatch.setattr("minicd.tasks.facts_eval.probabilities", lambda m, t, prompts, objects: (
+    monkeypatch.setattr("minicd.tasks.parts.facts_eval.probabilities", lambda m, t, prompts, objects: (
         [table[prompt.removeprefix("new! ")] for prompt in prompts] if list(objects) == ["old", "new"] else None))
     assert measure(None, None, fact) == pytest.approx([100, 30, 50, 5])
     assert measure(None, None, fact, lambda x: f"new! {x}") == pytest.approx([100, 30, 50, 5]) and knows(None, None, fact)

@@ -11,20 +11,20 @@ import torch
 from helpers import tiny_t5
 
 from bench.trials import that_stops
+from data.world.instructions import world_item, world_tokenizer
 from minicd import metrics
 from minicd.hf.checkpoint import save
+from minicd.hf.tokenizers import read_tokenizer
 from minicd.t5 import T5, T5Config, initialise
 from minicd.tasks.explanations import Explanations, ExplanationSettings
 from minicd.tasks.folder import RunFolder
-from minicd.tasks.inputs import derangement, few_shot_inputs, pool
 from minicd.tasks.instructions import Instructions, chosen_tasks
-from minicd.tasks.natural_instructions import Instance, NITask
+from minicd.tasks.parts.inputs import derangement, few_shot_inputs, pool
+from minicd.tasks.parts.natural_instructions import Instance, NITask
 from minicd.tasks.record import make_record, spread
 from minicd.tasks.report import minutes_line
 from minicd.tasks.settings import guarded
 from minicd.tasks.task_ids import TaskIds
-from data.world.instructions import world_item, world_tokenizer
-from minicd.hf.tokenizers import read_tokenizer
 from minicd.tokenizer import word_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent

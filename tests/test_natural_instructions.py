@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from minicd.tasks.natural_instructions import Example, find_tasks, instruction_prompt, lay_out, load_folder, load_task
+from minicd.tasks.parts.natural_instructions import Example, find_tasks, instruction_prompt, lay_out, load_folder, load_task
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT.parent / "shared" / "data" / "natural_instructions" / "tasks"

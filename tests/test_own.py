@@ -21,9 +21,10 @@ from minicd.hf.chat import Chat
 from minicd.hf.checkpoint import load, save
 from minicd.runtime import files
 from minicd.t5 import initialise
-from minicd.tasks import own, own_forgetting, own_measures
-from minicd.tasks.contexts_file import read_contexts
-from minicd.tasks.inputs import pool, words
+from minicd.tasks import own
+from minicd.tasks.parts import own_forgetting, own_measures
+from minicd.tasks.parts.contexts_file import read_contexts
+from minicd.tasks.parts.inputs import pool, words
 from minicd.tasks.settings import guarded
 from minicd.tokenizer import word_tokenizer
 
@@ -348,7 +349,7 @@ def test_a_chat_model_is_asked_through_the_template_that_its_tokenizer_carries(t
 
 def test_each_worked_file_for_the_real_model_has_a_preset():
     for name, how in own.WORKED.items():
-        settings = own.OwnSettings(scale=name, **own.Own.SCALES[name])
+        settings = own.OwnSettings(**own.Own.SCALES[name])
         assert read_contexts(settings.contexts).model == settings.model == "data/smollm2"
         assert settings.practice_inputs == how["practice_inputs"]
 

@@ -9,8 +9,9 @@ from helpers import tiny_t5
 
 from minicd.distill import Context, PracticeSettings, identity
 from minicd.rounds import RoundSettings, rounds
-from minicd.tasks import own, own_curve, own_measures
-from minicd.tasks.own_curve import Curve, Validation
+from minicd.tasks import own
+from minicd.tasks.parts import own_curve, own_measures
+from minicd.tasks.parts.own_curve import Curve, Validation
 from minicd.tokenizer import word_tokenizer
 from minicd.training import FitSettings
 

@@ -11,7 +11,7 @@ import train
 from minicd.hf.checkpoint import load, save
 from minicd.t5 import T5, T5Config, initialise
 from minicd.tasks import addition
-from minicd.tasks.addition_questions import answer, draw_questions, teacher_template
+from minicd.tasks.parts.addition_questions import answer, draw_questions, teacher_template
 from minicd.labels import Examples
 from minicd.hf.tokenizers import read_tokenizer
 from minicd.runtime.memory import keep_memory

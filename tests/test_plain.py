@@ -17,9 +17,9 @@ from minicd.distill import Context, PracticeSettings, identity, practice
 from minicd.hf.checkpoint import load, save
 from minicd.hf.families import read_config
 from minicd.sampling import generate
-from minicd.tasks.inputs import NearCopies, few_shot_inputs
-from minicd.tasks.instruction_eval import TaskEval, end_with_line, marked, numbered
-from minicd.tasks.natural_instructions import inputs_prompt, load_task, official_tests, read_input
+from minicd.tasks.parts.inputs import NearCopies, few_shot_inputs
+from minicd.tasks.parts.instruction_eval import TaskEval, end_with_line, marked, numbered
+from minicd.tasks.parts.natural_instructions import inputs_prompt, load_task, official_tests, read_input
 from minicd.tasks.settings import guarded
 from minicd.tokenizer import TextTokenizer
 

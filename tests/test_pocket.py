@@ -13,8 +13,8 @@ from data.world.bases import PocketText, pocket_config
 from data.world.lists import pocket_item, pocket_tokenizer
 from minicd.hf.checkpoint import load
 from minicd.sampling import generate
-from minicd.tasks import addition_questions
-from minicd.tasks.addition_eval import evaluate
+from minicd.tasks.parts import addition_questions
+from minicd.tasks.parts.addition_eval import evaluate
 
 BASE = Path(__file__).resolve().parent.parent / "data" / "pocket"
 LONGEST = (1, 2, 4, 8, 11)

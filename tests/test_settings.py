@@ -14,7 +14,7 @@ import torch
 
 import eval as eval_program
 import train as train_program
-from minicd.tasks.natural_instructions import load_folder
+from minicd.tasks.parts.natural_instructions import load_folder
 from minicd.tasks.record import ROOT
 from minicd.tasks.settings import as_text, beside, check, differences, flag, guarded, option, range_of
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from minicd.tasks.spider import Question, load_questions, load_schemas, schema_text
+from minicd.tasks.parts.spider import Question, load_questions, load_schemas, schema_text
 
 SPIDER = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "spider"
 FARM = {"db_id": "farm", "table_names": ["animal", "field"], "table_names_original": ["Animal", "Field"],

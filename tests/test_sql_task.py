@@ -13,12 +13,13 @@ from data.world.sql_text import sql_tokenizer
 from minicd.distill import identity
 from minicd.hf.checkpoint import load, save
 from minicd.metrics.significance import bootstrap_interval, signed_rank
-from minicd.tasks import sql, sql_eval
+from minicd.tasks import sql
 from minicd.tasks.folder import RunFolder
-from minicd.tasks.inputs import pool
+from minicd.tasks.parts import sql_eval
+from minicd.tasks.parts.inputs import pool
+from minicd.tasks.parts.sql_eval import SqlEval, load_databases, sql_prompt
 from minicd.tasks.run import train
 from minicd.tasks.sql import Sql, SqlSettings
-from minicd.tasks.sql_eval import SqlEval, load_databases, sql_prompt
 from minicd.tasks.sql_long import LongSettings, LongSql
 
 ROOT = Path(__file__).resolve().parent.parent

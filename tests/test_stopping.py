@@ -12,7 +12,7 @@ from minicd.distill import Context, PracticeSettings, distill, identity, practic
 from minicd.hf.checkpoint import load
 from minicd.losses import empirical, mean_over_answers
 from minicd.sampling import generate, score
-from minicd.tasks.inputs import few_shot_inputs
+from minicd.tasks.parts.inputs import few_shot_inputs
 from minicd.tokenizer import word_tokenizer
 from minicd.training import FitSettings
 

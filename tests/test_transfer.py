@@ -17,16 +17,16 @@ from minicd.decoder import Decoder, initialise
 from minicd.hf.checkpoint import save
 from minicd.hf.families import read_config
 from minicd.metrics import mcnemar
-from minicd.tasks import transfer, transfer_eval, word_problems
-from minicd.tasks.addition_questions import split_of, test_questions as unseen_questions
+from minicd.tasks import transfer
 from minicd.tasks.folder import RunFolder
-from minicd.tasks.instruction_items import draw_items, load_split
-from minicd.tasks.natural_instructions import Example, Instance, NITask
+from minicd.tasks.parts import transfer_eval, word_problems
+from minicd.tasks.parts.addition_questions import split_of, test_questions as unseen_questions
+from minicd.tasks.parts.instruction_items import draw_items, load_split
+from minicd.tasks.parts.natural_instructions import Example, Instance, NITask
+from minicd.tasks.parts.transfer_eval import EXAMPLES, FORM, student_prompt, teacher_prompt
+from minicd.tasks.parts.word_problems import (TEMPLATES, Resembling, asked_sums, draw_sums, first_number, problems, runs_of_words)
 from minicd.tasks.settings import guarded
 from minicd.tasks.transfer import Transfer, TransferSettings
-from minicd.tasks.transfer_eval import EXAMPLES, FORM, student_prompt, teacher_prompt
-from minicd.tasks.word_problems import (TEMPLATES, Resembling, asked_sums, draw_sums, first_number, problems,
-                                        runs_of_words)
 from minicd.tokenizer import TextTokenizer
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "natural_instructions" / "tasks"

@@ -21,7 +21,7 @@ from minicd.distill import combine_seeds
 from minicd.hf.checkpoint import load, save
 from minicd.labels import Examples, LabelBatch
 from minicd.t5 import T5, T5Config, initialise
-from minicd.tasks import differs
+from minicd.tasks.parts import differs
 from minicd.tasks.record import ROOT
 from minicd.tasks.report import Record, pm, table
 from minicd.tasks.run import Experiment, Stage

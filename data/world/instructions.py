@@ -12,8 +12,8 @@ from functools import cache
 import numpy as np
 
 from minicd.t5 import T5
-from minicd.tasks.instruction_eval import DATA, PROMPTS, TaskEval, rouge_by_prompt
-from minicd.tasks.natural_instructions import load_folder
+from minicd.tasks.parts.instruction_eval import DATA, PROMPTS, TaskEval, rouge_by_prompt
+from minicd.tasks.parts.natural_instructions import load_folder
 from minicd.tasks.record import ROOT
 from minicd.tokenizer import TextTokenizer, word_tokenizer
 

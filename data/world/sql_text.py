@@ -19,9 +19,9 @@ from minicd.hf.families import read_config
 from minicd.labels import LabelBatch
 from minicd.metrics.sql import sql_exact_match
 from minicd.sampling import generate
-from minicd.tasks.natural_instructions import inputs_prompt
-from minicd.tasks.spider import Question, schema_text
-from minicd.tasks.sql_eval import sql_prompt
+from minicd.tasks.parts.natural_instructions import inputs_prompt
+from minicd.tasks.parts.spider import Question, schema_text
+from minicd.tasks.parts.sql_eval import sql_prompt
 from minicd.tokenizer import TextTokenizer, word_tokenizer
 
 from . import databases as world

@@ -14,8 +14,8 @@ from functools import cache
 from itertools import cycle, zip_longest
 from typing import Iterator, Sequence
 
-from minicd.tasks.natural_instructions import Example, inputs_prompt
-from minicd.tasks.natural_instructions import lay_out as instruction_prompt
+from minicd.tasks.parts.natural_instructions import Example, inputs_prompt
+from minicd.tasks.parts.natural_instructions import lay_out as instruction_prompt
 
 from .rules import (BINARY, COMMON, DOUBLING, NEW, Items, Step, Steps, adds, functions, shows_new_words,
                     step_results, training_steps)

@@ -22,17 +22,17 @@ from ..metrics.diversity import diversity
 from ..metrics.sentiment import Judge, cross_validated
 from ..rounds import RoundSettings
 from ..tokenizer import TextTokenizer
-from . import control_eval, differs
-from .control_eval import LONGEST, SAMPLES, ControlEval, completions
-from .forgetting import kl_to_base
-from .inputs import pool
-from .instruction_eval import end_with_line
+from .parts import control_eval, differs
+from .parts.control_eval import LONGEST, SAMPLES, ControlEval, completions
+from .parts.forgetting import kl_to_base
+from .parts.inputs import pool
+from .parts.instruction_eval import end_with_line
+from .parts.reviews import (KINDS, SPLITS, Labelled, first_halves, of_split, read_reviews, texts_of,
+                            written_reviews)
+from .parts.steering import STEERS, bare_review, steered
 from .report import Record, pm, seeds_of, table
-from .reviews import (KINDS, SPLITS, Labelled, first_halves, of_split, read_reviews, texts_of,
-                      written_reviews)
 from .run import Experiment, Stage, one_item
 from .settings import DistillSettings, beside, option
-from .steering import STEERS, bare_review, steered
 
 FOLDER = "data/control"
 ROWS = {"before": "student before", "teacher": "teacher, steered", "after": "**student after**"}

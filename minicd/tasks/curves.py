@@ -17,10 +17,10 @@ from torch import nn
 
 from ..hf.checkpoint import load
 from ..labels import Examples, Ragged
-from . import differs
 from .addition import Addition, AdditionSettings, scratchpad_examples
-from .addition_eval import evaluate
-from .addition_questions import draw_questions, test_questions
+from .parts import differs
+from .parts.addition_eval import evaluate
+from .parts.addition_questions import draw_questions, test_questions
 from .report import Record, line_plot, pm, seeds_of, table
 from .run import Stage
 from .settings import beside, option

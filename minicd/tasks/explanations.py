@@ -13,11 +13,11 @@ from typing import Any
 
 from ..distill import Context, identity
 from ..metrics import correlation
-from . import differs
-from .instruction_eval import with_explanations, without_explanations
-from .instruction_tasks import PAPER_SCALE, SMOLLM2, TaskSettings
 from .instructions import Instructions
-from .natural_instructions import NITask
+from .parts import differs
+from .parts.instruction_eval import with_explanations, without_explanations
+from .parts.instruction_tasks import PAPER_SCALE, SMOLLM2, TaskSettings
+from .parts.natural_instructions import NITask
 from .report import Record, pm, scatter, seeds_of, table
 from .settings import option
 

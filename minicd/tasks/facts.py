@@ -21,11 +21,11 @@ from ..distill import Context, combine_seeds, distill, practice
 from ..labels import Examples
 from ..metrics.facts import SCORES, Points, balance, mean_scores
 from ..rounds import RoundSettings, one_round, rounds
-from . import differs, facts_eval, facts_report
-from .facts_data import DATA, OTHERS, RELATIONS, Fact, load_facts, load_relations, one_of_each_relation
-from .facts_eval import FactsEval, knows, measure, measure_all, object_tokens
-from .facts_prompts import SHAPES, Wording
-from .facts_report import ROWS, TABLE_5, edit_line
+from .parts import differs, facts_eval, facts_report
+from .parts.facts_data import DATA, OTHERS, RELATIONS, Fact, load_facts, load_relations, one_of_each_relation
+from .parts.facts_eval import FactsEval, knows, measure, measure_all, object_tokens
+from .parts.facts_prompts import SHAPES, Wording
+from .parts.facts_report import ROWS, TABLE_5, edit_line
 from .run import Experiment, Stage, one_item
 from .settings import DistillSettings, beside, option
 

@@ -22,11 +22,11 @@ from tqdm import tqdm
 
 from ..distill import Context, combine_seeds, identity
 from ..rounds import RoundSettings
-from . import differs
-from .inputs import Inputs, NearCopies, few_shot_inputs, pool
-from .instruction_eval import SHAPES, TEST, instructed, with_explanations, without_explanations
-from .instruction_tasks import PAPER_SCALE, SMOLLM2, TaskExperiment, TaskSettings
-from .natural_instructions import NITask
+from .parts import differs
+from .parts.inputs import Inputs, NearCopies, few_shot_inputs, pool
+from .parts.instruction_eval import SHAPES, TEST, instructed, with_explanations, without_explanations
+from .parts.instruction_tasks import PAPER_SCALE, SMOLLM2, TaskExperiment, TaskSettings
+from .parts.natural_instructions import NITask
 from .report import Record, against_paper, columns, pm, seeds_of, table
 from .run import Stage
 from .settings import option

@@ -23,13 +23,13 @@ from ..hf.checkpoint import load
 from ..rounds import RoundSettings, rounds
 from ..runtime.files import file_checksum, read_checked, read_json
 from ..tokenizer import TextTokenizer
-from . import own_forgetting, own_measures as measures
-from .contexts_file import ContextsFile, Named, read_contexts
-from .inputs import NearCopies, pool
-from .natural_instructions import inputs_prompt
-from .own_chat import LONGEST, answer, end_plainly, has_messages, spoken_to, talk
-from .own_curve import Curve, Validation, plot
-from .own_forgetting import others
+from .parts import own_forgetting, own_measures as measures
+from .parts.contexts_file import ContextsFile, Named, read_contexts
+from .parts.inputs import NearCopies, pool
+from .parts.natural_instructions import inputs_prompt
+from .parts.own_chat import LONGEST, answer, end_plainly, has_messages, spoken_to, talk
+from .parts.own_curve import Curve, Validation, plot
+from .parts.own_forgetting import others
 from .report import Record, seeds_of
 from .run import Experiment, Stage, one_item
 from .settings import DistillSettings, EvalSettings, beside, option
@@ -41,7 +41,7 @@ PRESET = dict(practice_inputs=480, chunk=120, batch_size=16, save_every=300.0)  
 WORKED = {"company": PRESET | {"max_new_tokens": 48}, "place": PRESET | {"max_new_tokens": 24},
           "think": PRESET | {"max_new_tokens": 40}}  # the files for it in data/contexts
 MEASURED = {"before": "before", "after": "after", "supervised": "after_supervised"}  # column → stage
-CONTEXTS = "file with the contexts, TOML or JSON; what it holds stands in minicd/tasks/contexts_file.py"
+CONTEXTS = "file with the contexts, TOML or JSON; what it holds stands in minicd/tasks/parts/contexts_file.py"
 
 
 @dataclass
@@ -89,7 +89,7 @@ class Own(Experiment):
     """All contexts of a file, in its rounds."""
 
     TITLE = "Your own prompts into your own model"
-    SCALES = {"pocket": {}, **{name: how | {"contexts": f"data/contexts/{name}.toml"}
+    SCALES = {"pocket": {}, **{name: {"scale": name, "contexts": f"data/contexts/{name}.toml", **how}
                                for name, how in WORKED.items()}}
     RECORDS = tuple(WORKED)
     Settings, Eval = OwnSettings, OwnEval

@@ -23,14 +23,14 @@ from ..distill import Context, combine_seeds, identity
 from ..labels import Examples
 from ..metrics.significance import bootstrap_interval
 from ..training import Run
-from . import differs
-from .inputs import Inputs, NearCopies, few_shot_inputs, pool
+from .parts import differs
+from .parts.inputs import Inputs, NearCopies, few_shot_inputs, pool
+from .parts.spider import Question
+from .parts.sql_eval import SHOTS, QueriedDatabase
+from .parts.sql_tasks import SPIDER, SqlExperiment, SqlTaskSettings
 from .report import Record, pm, seeds_of, table
 from .run import Stage
 from .settings import option
-from .spider import Question
-from .sql_eval import SHOTS, QueriedDatabase
-from .sql_tasks import SPIDER, SqlExperiment, SqlTaskSettings
 
 ROWS = {"teacher": "teacher, examples in the prompt", "before": "student before",
         "after": "**student after**, inputs from a pool", "written": "**student after**, inputs by the model",

@@ -17,13 +17,13 @@ from torch import nn
 
 from ..distill import Context, Template, combine_seeds, identity
 from ..metrics.significance import signed_rank
-from . import differs
-from .inputs import pool
+from .parts import differs
+from .parts.inputs import pool
+from .parts.sql_eval import SHOTS, QueriedDatabase
+from .parts.sql_tasks import SPIDER, SqlExperiment, SqlTaskSettings
 from .report import Record, pm, seeds_of, table
 from .run import Stage
 from .settings import option
-from .sql_eval import SHOTS, QueriedDatabase
-from .sql_tasks import SPIDER, SqlExperiment, SqlTaskSettings
 
 ROWS = {"teacher": "teacher, four examples in the prompt (mean of its prompts)",
         "all": "for comparison: all eight in one prompt", "before": "student before, sees the first four",

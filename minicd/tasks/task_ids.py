@@ -19,11 +19,11 @@ from ..distill import Context, Template, identity
 from ..metrics import association
 from ..rounds import RoundSettings
 from ..runtime.files import copy_tensors
-from . import differs
-from .inputs import derangement, pool
-from .instruction_eval import CHOSEN, TEST, TaskIdEval, examine_ids, numbered, with_explanations
-from .instruction_tasks import PAPER_SCALE, SMOLLM2, TaskExperiment, TaskSettings
-from .natural_instructions import NITask, find_tasks
+from .parts import differs
+from .parts.inputs import derangement, pool
+from .parts.instruction_eval import CHOSEN, TEST, TaskIdEval, examine_ids, numbered, with_explanations
+from .parts.instruction_tasks import PAPER_SCALE, SMOLLM2, TaskExperiment, TaskSettings
+from .parts.natural_instructions import NITask, find_tasks
 from .report import Record, pm, seeds_of, table
 from .run import Stage
 

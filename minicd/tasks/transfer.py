@@ -21,16 +21,16 @@ from ..distill import Context, practice
 from ..labels import Examples
 from ..metrics import mcnemar
 from ..rounds import RoundSettings
-from . import differs, transfer_eval as measure
-from .addition_questions import draw_questions, final_answer, longest_scratchpad, test_questions
-from .instruction_eval import TEST
-from .instruction_items import draw_items, load_split
-from .natural_instructions import NITask
+from .parts import differs, transfer_eval as measure
+from .parts.addition_questions import draw_questions, final_answer, longest_scratchpad, test_questions
+from .parts.instruction_eval import TEST
+from .parts.instruction_items import draw_items, load_split
+from .parts.natural_instructions import NITask
+from .parts.transfer_eval import DATA, EXAMPLES, FORM, TransferEval, best_prompt, problem_prompts
+from .parts.word_problems import COUNTS, Resembling, asked_sums, problems
 from .report import Record, pm, seeds_of, table
 from .run import Experiment, Stage, one_item
 from .settings import DistillSettings, beside, option
-from .transfer_eval import DATA, EXAMPLES, FORM, TransferEval, best_prompt, problem_prompts
-from .word_problems import COUNTS, Resembling, asked_sums, problems
 
 MEASURES = {"addition": "direct addition, exact match, %", "rouge": "Natural Instructions, Rouge-L",
             "problems": "word problems, exact match, %"}

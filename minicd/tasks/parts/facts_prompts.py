@@ -7,8 +7,8 @@ from functools import cached_property
 import numpy as np
 from torch import nn
 
-from ..distill import Context, Template, identity
-from ..tokenizer import TextTokenizer
+from ...distill import Context, Template, identity
+from ...tokenizer import TextTokenizer
 from .facts_data import Fact, Relation, fill, names
 from .inputs import Inputs, NearCopies, written_inputs
 from .instruction_eval import bare

@@ -34,11 +34,11 @@ from os.path import commonprefix
 from pathlib import Path
 from typing import Any, Callable, Iterable, NoReturn
 
-from ..distill import Context, Extractor, Template, identity
-from ..hf.chat import Chat
-from ..tokenizer import TextTokenizer
+from ...distill import Context, Extractor, Template, identity
+from ...hf.chat import Chat
+from ...tokenizer import TextTokenizer
+from ..settings import near
 from .inputs import Inputs
-from .settings import near
 
 Prompt = str | list[dict[str, str]]
 HOLE = "{input}"

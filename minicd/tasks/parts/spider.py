@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
-from ..metrics.sql_grammar import SqlError, parse_sql
-from ..runtime.files import read_json
+from ...metrics.sql_grammar import SqlError, parse_sql
+from ...runtime.files import read_json
 from .natural_instructions import check, listed, text
 
 

@@ -9,14 +9,14 @@ from typing import Callable
 
 from torch import nn
 
-from ..distill import Context, Template
-from ..rounds import RoundSettings, rounds
-from ..tokenizer import TextTokenizer
+from ...distill import Context, Template
+from ...rounds import RoundSettings, rounds
+from ...tokenizer import TextTokenizer
+from ..run import Experiment, Stage, one_item
+from ..settings import DistillSettings, beside, option
 from . import instruction_eval
 from .instruction_eval import DATA, LONGEST, PLAIN, TEST, TaskEval, bare_prompt, end_with_line
 from .natural_instructions import Instance, NITask, load_folder, official_tests
-from .run import Experiment, Stage, one_item
-from .settings import DistillSettings, beside, option
 
 PAPER_SCALE = dict(scale="paper", practice_inputs=4096, epochs=1.0, lr=1e-5, batch_size=16,
                    warmup=0.0, decay=0.0, clip=0.0, max_new_tokens=128)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime.files import read_json
+from ...runtime.files import read_json
 from .inputs import words
 from .natural_instructions import check, listed, text
 

@@ -9,15 +9,15 @@ from typing import Sequence
 
 from torch import nn
 
-from ..distill import Template
-from ..metrics.facts import Points, interval, log_probability, mean_scores, preference
-from ..sampling import generate, score
-from ..tokenizer import TextTokenizer
+from ...distill import Template
+from ...metrics.facts import Points, interval, log_probability, mean_scores, preference
+from ...sampling import generate, score
+from ...tokenizer import TextTokenizer
+from ..report import table
+from ..settings import EvalSettings, beside, option
 from .facts_data import DATA, Fact, load_facts
 from .inputs import tell_unknown_words
 from .instruction_eval import bare
-from .report import table
-from .settings import EvalSettings, beside, option
 
 HEAD = ["paraphrase score", "magnitude", "neighbourhood score", "magnitude"]
 

@@ -10,14 +10,14 @@ from typing import Any, Callable
 import numpy as np
 from torch import nn
 
-from ..decoder import DecoderConfig
-from ..distill import Template
-from ..metrics import exact_match, rouge_l
-from ..sampling import generate
-from ..tokenizer import TextTokenizer
+from ...decoder import DecoderConfig
+from ...distill import Template
+from ...metrics import exact_match, rouge_l
+from ...sampling import generate
+from ...tokenizer import TextTokenizer
+from ..settings import EvalSettings, beside, option
 from .inputs import tell_unknown_words
 from .natural_instructions import Instance, NITask, find_tasks, instruction_prompt, load_folder, load_task
-from .settings import EvalSettings, beside, option
 
 DATA = "data/instructions/test"
 TEST = 100  # the first instances of a task are for tests, the others for choosing tasks and for practice

@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..metrics.sentiment import Judge
-from ..sampling import generate
-from ..tokenizer import TextTokenizer
-from .folder import RunFolder
+from ...metrics.sentiment import Judge
+from ...sampling import generate
+from ...tokenizer import TextTokenizer
+from ..folder import RunFolder
+from ..settings import EvalSettings, option
 from .inputs import tell_unknown_words
 from .instruction_eval import end_with_line
 from .reviews import KINDS, of_split, texts_of
-from .settings import EvalSettings, option
 from .steering import bare_review
 
 LONGEST = 40  # tokens of a completion, unless settings say otherwise

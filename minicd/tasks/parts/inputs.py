@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..sampling import generate
-from ..tokenizer import TextTokenizer
+from ...sampling import generate
+from ...tokenizer import TextTokenizer
 from .natural_instructions import inputs_prompt, read_input
 
 Inputs = Callable[[int, np.random.Generator], list[str]]

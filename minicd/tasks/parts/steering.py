@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Callable
 
-from ..distill import Template
+from ...distill import Template
 
 # Beginning → ending, as the teacher's examples show it: some beginnings stop within a sentence.
 GOOD_ENDINGS = {

@@ -10,8 +10,8 @@ from typing import Container
 
 import numpy as np
 
-from ..labels import Examples
-from ..tokenizer import TextTokenizer
+from ...labels import Examples
+from ...tokenizer import TextTokenizer
 from .instruction_eval import instructed
 from .natural_instructions import NITask, load_folder
 

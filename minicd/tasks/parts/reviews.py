@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..runtime.files import atomic_bytes
-from ..sampling import generate
-from ..tokenizer import TextTokenizer
+from ...runtime.files import atomic_bytes
+from ...sampling import generate
+from ...tokenizer import TextTokenizer
 from .inputs import NearCopies, words
 
 Labelled = list[tuple[str, int]]

@@ -6,15 +6,15 @@ from typing import Any
 
 from torch import nn
 
-from ..distill import Template
-from ..hf.chat import Chat
-from ..runtime.progress import printable
-from ..sampling import generate
-from ..tokenizer import TextTokenizer
+from ...distill import Template
+from ...hf.chat import Chat
+from ...runtime.progress import printable
+from ...sampling import generate
+from ...tokenizer import TextTokenizer
+from ..settings import beside
 from .contexts_file import ContextsFile, read_contexts
 from .inputs import tell_unknown_words
 from .instruction_eval import end_with_line
-from .settings import beside
 
 LONGEST = 128  # tokens of an answer, unless a flag says otherwise
 

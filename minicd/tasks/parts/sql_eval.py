@@ -12,15 +12,15 @@ from zlib import crc32
 import numpy as np
 from torch import nn
 
-from ..distill import Template
-from ..metrics.sql import sql_exact_match
-from ..metrics.sqlite import build_database, execution_match
-from ..runtime.files import read_json
-from ..sampling import generate
-from ..tokenizer import TextTokenizer
+from ...distill import Template
+from ...metrics.sql import sql_exact_match
+from ...metrics.sqlite import build_database, execution_match
+from ...runtime.files import read_json
+from ...sampling import generate
+from ...tokenizer import TextTokenizer
+from ..settings import EvalSettings, beside, option
 from .inputs import tell_unknown_words
 from .instruction_eval import PLAIN, end_with_line
-from .settings import EvalSettings, beside, option
 from .spider import Question, load_questions, load_schemas, schema_text
 
 DATA = "data/databases"

@@ -10,12 +10,12 @@ from typing import Iterator
 import numpy as np
 from torch import nn
 
-from ..distill import Template
-from ..labels import Examples
+from ...distill import Template
+from ...labels import Examples
+from ..run import Stage
+from ..settings import option
 from . import sql_eval
 from .instruction_tasks import TaskExperiment, TaskSettings
-from .run import Stage
-from .settings import option
 from .spider import Question
 from .sql_eval import DATA, LONGEST, SHOTS, QueriedDatabase, SqlEval, load_databases, one_line
 

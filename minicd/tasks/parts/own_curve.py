@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..distill import Context
-from ..runtime.files import all_tensors, atomic_safetensors, open_safetensors, read_checked, write_checked
-from ..sampling import score
-from ..tokenizer import TextTokenizer
+from ...distill import Context
+from ...runtime.files import all_tensors, atomic_safetensors, open_safetensors, read_checked, write_checked
+from ...sampling import score
+from ...tokenizer import TextTokenizer
+from ..report import picture
 from .forgetting import AT_ONCE, compare
 from .own_measures import teacher_answers, teacher_logits
-from .report import picture
 
 ADVICE = "delete it, and the file progress.safetensors beside it, to train this round anew"
 Points = list[dict[str, Any]]  # step, and kl by context

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..distill import Answer, Context, ensemble_logits
-from ..metrics import exact_match, rouge_l
-from ..sampling import generate, score
-from ..tokenizer import TextTokenizer
+from ...distill import Answer, Context, ensemble_logits
+from ...metrics import exact_match, rouge_l
+from ...sampling import generate, score
+from ...tokenizer import TextTokenizer
+from ..report import table
 from .contexts_file import Named
 from .forgetting import compare
 from .natural_instructions import inputs_prompt, read_input
-from .report import table
 
 TIMED, SHOTS, TRIES, LONGEST_INPUT = 8, 6, 10, 128
 WRITTEN_AT_ONCE = 64  # inputs, whose prompts may be long

@@ -13,17 +13,17 @@ from typing import Sequence
 import numpy as np
 from torch import nn
 
-from ..distill import Template
-from ..metrics import rouge_l
-from ..runtime.files import read_json
-from ..sampling import generate
-from ..tokenizer import TextTokenizer
+from ...distill import Template
+from ...metrics import rouge_l
+from ...runtime.files import read_json
+from ...sampling import generate
+from ...tokenizer import TextTokenizer
+from ..settings import EvalSettings, beside, option
 from .addition_questions import FORMS, answer, final_answer, joined, test_questions
 from .inputs import tell_unknown_words
 from .instruction_eval import TEST, instructed
 from .instruction_items import SHAPE, load_split
 from .natural_instructions import Example, Instance, NITask
-from .settings import EvalSettings, beside, option
 from .word_problems import Problem, first_number, problems
 
 DATA = "data/instructions"

@@ -13,8 +13,8 @@ from typing import Callable, Iterator
 
 import numpy as np
 
-from ..distill import Context, Extractor
-from ..tokenizer import TextTokenizer
+from ...distill import Context, Extractor
+from ...tokenizer import TextTokenizer
 
 # A hash of its text puts a question into a split: no question is ever in two, whatever the seed or the run.
 SPLITS = {"train": range(0, 10), "validation": range(10, 20), "test": range(20, 30),

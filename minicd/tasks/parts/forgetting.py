@@ -7,8 +7,8 @@ from typing import Callable
 import torch
 from torch import Tensor, nn
 
-from ..sampling import generate, score
-from ..tokenizer import TextTokenizer
+from ...sampling import generate, score
+from ...tokenizer import TextTokenizer
 
 AT_ONCE = 2**27  # logits in memory together: half a gigabyte
 NEUTRAL = ["The capital of France is", "Water boils when", "To bake bread, first",

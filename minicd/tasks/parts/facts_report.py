@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ..metrics.facts import Points, at_equal_paraphrase, balance
+from ...metrics.facts import Points, at_equal_paraphrase, balance
+from ..report import Record, pm, seeds_of, table
 from .facts_data import Fact
 from .facts_eval import HEAD, cells
-from .report import Record, pm, seeds_of, table
 
 ROWS = {"before": "before", "teacher": "teacher, new fact in the prompt", "after": "**student after**",
         "after_self_study": "**student after**, inputs by self-study",

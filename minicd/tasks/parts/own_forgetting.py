@@ -9,14 +9,14 @@ from typing import Any
 from tokenizers import Tokenizer
 from torch import nn
 
-from ..metrics import rouge_l
-from ..sampling import generate, score
-from ..tokenizer import TextTokenizer
+from ...metrics import rouge_l
+from ...sampling import generate, score
+from ...tokenizer import TextTokenizer
+from ..record import ROOT
 from .forgetting import NEUTRAL, compare
 from .instruction_eval import DATA, LONGEST, answers, with_explanations
 from .natural_instructions import load_folder
 from .own_measures import Figures, ratio
-from .record import ROOT
 
 POCKET = ROOT / "data" / "pocket-instructions"
 EVERY, INSTANCES = 4, 10  # of its tasks every fourth, and of each the first instances

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from ..labels import Examples
-from ..metrics import exact_match
-from ..sampling import generate
-from ..tokenizer import TextTokenizer
+from ...labels import Examples
+from ...metrics import exact_match
+from ...sampling import generate
+from ...tokenizer import TextTokenizer
+from ..settings import EvalSettings, option
 from .addition_questions import (FORMS, answer, carry_run, digits, final_answer, joined, split_of,
                                  test_questions)
 from .inputs import tell_unknown_words
-from .settings import EvalSettings, option
 
 
 @dataclass

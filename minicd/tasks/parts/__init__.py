@@ -1,0 +1,1 @@
+"""What the experiments are built from: data, prompts, scores, tables. None of them knows an experiment."""
