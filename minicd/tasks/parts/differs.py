@@ -16,8 +16,8 @@ ADDITION = """
   32 with dropout 0.1 and the baselines 50, instead of 1,000 in batches of 8: on validation questions, 100
   were no better for the baselines ([LOG.md](LOG.md)). A token's loss is divided by the mean number of answer
   tokens a batch, so that it weighs the same in batches of short and of long answers.
-* **The baselines** get much further in the paper: a pretrained T5-small makes something of 499 direct
-  answers, this small model memorises them (`final_losses` in the record).
+* **The baselines** get much further in the paper and at `--scale smollm2`: a pretrained model makes something
+  of 499 direct answers, the small model memorises them (`final_losses` in the record).
 * **Scratchpad**: one step a column; `--scratchpad nye` is the paper's. In ours, the `#` around the answer
   have spaces, because T5's tokenizer has tokens such as `#1`, from which no slice could cut the answer.
 * **The stop token** after f(y) is a hard label: f cuts it off, and the student must learn to stop.
@@ -26,7 +26,7 @@ ADDITION = """
 * **At `--scale smollm2`** the base is a pretrained decoder of 135 million parameters, and the budget the
   paper's: 499 scratchpads, one line a column, and 10,000 practice questions. AdamW, with warm-up and a late
   decay: the teacher 12 passes in batches of 16 at 3e-4, the student 4 in batches of 32 at 5e-4, chosen on
-  validation questions. Rows that are missing from a record have not been run.
+  validation questions; the baselines 12 passes like the teacher, to the end of their curves. Rows that are missing from a record have not been run.
 """
 
 CURVES = """
