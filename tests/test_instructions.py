@@ -19,6 +19,7 @@ from minicd.t5 import T5, T5Config, initialise
 from minicd.tasks.explanations import Explanations, ExplanationSettings
 from minicd.tasks.folder import RunFolder
 from minicd.tasks.instructions import Instructions, chosen_tasks
+from minicd.tasks.parts import inputs
 from minicd.tasks.parts.inputs import derangement, few_shot_inputs, pool
 from minicd.tasks.parts.natural_instructions import Instance, NITask
 from minicd.tasks.record import make_record, spread
@@ -97,6 +98,25 @@ def test_a_pool_is_drawn_from_with_repeats_and_by_seed():
     draw = pool(["a", "b", "c"])
     first, again = (draw(50, np.random.default_rng(1)) for _ in range(2))
     assert first == again and set(first) == {"a", "b", "c"}
+
+
+def test_a_model_is_asked_until_nine_tenths_are_of_no_use(monkeypatch):
+    """A few missing ones after many rounds are no reason to end a run."""
+    model, tokenizer, asked = *tiny(), []
+
+    def generate(model, prompts, *args, **more):
+        asked.append(len(prompts))
+        good = len(prompts) - 1 if len(asked) < 14 else len(prompts)  # one in each round is not finished
+        return [tokenizer.encode("a b")] * len(prompts), ["eos"] * good + ["length"] * (len(prompts) - good)
+    monkeypatch.setattr(inputs, "generate", generate)
+    assert len(few_shot_inputs(model, tokenizer, ["a"], 1, 4)(20, np.random.default_rng(0))) == 20
+    assert asked == [20] + [1] * 13
+    monkeypatch.setattr(inputs, "generate", lambda model, prompts, *args, **more: (
+        asked.append(len(prompts)) or ([[]] * len(prompts), ["length"] * len(prompts))))
+    asked.clear()
+    with pytest.raises(ValueError, match="asked for 20 inputs, the model wrote only 0"):
+        few_shot_inputs(model, tokenizer, ["a"], 1, 4)(20, np.random.default_rng(0))
+    assert asked == [20] * 10
 
 
 def test_few_shot_inputs_come_from_the_model_and_are_never_test_inputs():

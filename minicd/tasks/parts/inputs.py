@@ -15,6 +15,7 @@ from ...tokenizer import TextTokenizer
 from .natural_instructions import inputs_prompt, read_input
 
 Inputs = Callable[[int, np.random.Generator], list[str]]
+TRIES = 10  # for each input that is asked for, on average
 
 
 def pool(texts: Sequence[str]) -> Inputs:
@@ -42,8 +43,10 @@ def written_inputs(model: nn.Module, tokenizer: TextTokenizer, prompt: Callable[
     def draw(n: int, rng: np.random.Generator) -> list[str]:
         generator = torch.Generator(next(model.parameters()).device).manual_seed(int(rng.integers(2**62)))
         found: list[str] = []
-        for _ in range(10):
+        asked = 0
+        while asked < TRIES * n:
             prompts = tokenizer.encode_all([prompt(rng) for _ in range(n - len(found))])
+            asked += len(prompts)
             written, reasons = generate(model, prompts, max_new_tokens, temperature, generator=generator,
                                         reasons=True, precision=precision, stop=stop, tokenizer=tokenizer)
             texts = [read_input(tokenizer.decode(y)) for y, why in zip(written, reasons) if why != "length"]
