@@ -48,7 +48,8 @@ def written_inputs(model: nn.Module, tokenizer: TextTokenizer, prompt: Callable[
             prompts = tokenizer.encode_all([prompt(rng) for _ in range(n - len(found))])
             asked += len(prompts)
             written, reasons = generate(model, prompts, max_new_tokens, temperature, generator=generator,
-                                        reasons=True, precision=precision, stop=stop, tokenizer=tokenizer)
+                                        reasons=True, precision=precision, stop=stop, tokenizer=tokenizer,
+                                        progress="inputs")
             texts = [read_input(tokenizer.decode(y)) for y, why in zip(written, reasons) if why != "length"]
             found += [text for text in texts if text and text not in forbidden]
             if len(found) == n:
