@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from typing import Callable, Container, Iterable, Sequence
@@ -45,15 +46,16 @@ def written_inputs(model: nn.Module, tokenizer: TextTokenizer, prompt: Callable[
         found: list[str] = []
         asked = 0
         while asked < TRIES * n:
-            prompts = tokenizer.encode_all([prompt(rng) for _ in range(n - len(found))])
-            asked += len(prompts)
+            share = max(len(found) / asked, 1 / TRIES) if asked else 1.0  # of what it writes can be used
+            size = min(n, math.ceil((n - len(found)) / share))  # a few prompts take as long as many
+            prompts, asked = tokenizer.encode_all([prompt(rng) for _ in range(size)]), asked + size
             written, reasons = generate(model, prompts, max_new_tokens, temperature, generator=generator,
                                         reasons=True, precision=precision, stop=stop, tokenizer=tokenizer,
                                         progress="inputs")
             texts = [read_input(tokenizer.decode(y)) for y, why in zip(written, reasons) if why != "length"]
             found += [text for text in texts if text and text not in forbidden]
-            if len(found) == n:
-                return found
+            if len(found) >= n:
+                return found[:n]
         raise ValueError(f"asked for {n} inputs, the model wrote only {len(found)} that can be used; others "
                          f"were empty, test inputs, or unfinished after {max_new_tokens} tokens: choose another "
                          "--model, or raise --max-input-tokens")
