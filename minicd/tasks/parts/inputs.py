@@ -17,6 +17,7 @@ from .natural_instructions import inputs_prompt, read_input
 
 Inputs = Callable[[int, np.random.Generator], list[str]]
 TRIES = 10  # for each input that is asked for, on average
+AT_ONCE = 2**15  # tokens of prompts and inputs that are in memory together
 
 
 def pool(texts: Sequence[str]) -> Inputs:
@@ -49,9 +50,10 @@ def written_inputs(model: nn.Module, tokenizer: TextTokenizer, prompt: Callable[
             share = max(len(found) / asked, 1 / TRIES) if asked else 1.0  # of what it writes can be used
             size = min(n, math.ceil((n - len(found)) / share))  # a few prompts take as long as many
             prompts, asked = tokenizer.encode_all([prompt(rng) for _ in range(size)]), asked + size
+            rows = max(1, min(512, AT_ONCE // (max(map(len, prompts)) + max_new_tokens)))
             written, reasons = generate(model, prompts, max_new_tokens, temperature, generator=generator,
                                         reasons=True, precision=precision, stop=stop, tokenizer=tokenizer,
-                                        progress="inputs")
+                                        progress="inputs", batch_size=rows)
             texts = [read_input(tokenizer.decode(y)) for y, why in zip(written, reasons) if why != "length"]
             found += [text for text in texts if text and text not in forbidden]
             if len(found) >= n:
