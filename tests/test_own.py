@@ -193,6 +193,7 @@ def test_a_run_is_made_measured_and_measured_again(run, tmp_path, monkeypatch):
     assert rows["identical"][1] <= rows["identical"][0] <= rows["identical"][2] and record["files"]
     assert record["metrics"]["mine, kl, after"]["values"][0] < record["metrics"]["mine, kl, before"]["values"][0]
     assert "| before | after | supervised |" in said and set(record["measures"]) == {"before", "after", "supervised"}
+    assert re.fullmatch(r"\d+\.\d\d → \d+\.\d\d nat a token from the teacher \(on its text alone .*\)", own.Own.headline(record))
     assert losses == ["empirical", "hard"] and "mine, kl, supervised" in record["metrics"]
     [(start, kl), (step, _)] = record["curve"]["mine"]
     assert (start, step) == (0, 1) and kl > 0 and (out / "own-pocket.png").exists()

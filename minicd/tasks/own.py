@@ -229,6 +229,19 @@ class Own(Experiment):
         return f"{cls.TITLE}, {seeds_of(record)}\n\n{measures.tables(record['measures'])}"
 
     @classmethod
+    def headline(cls, record: Record) -> str:
+        """Of the first context."""
+        found = {when: next(iter(contexts.values())) for when, contexts in record["measures"].items()}
+        before, after = (found[when]["kl"][0] / 1000 for when in ("before", "after"))
+        text = f"{before:.2f} → {after:.2f} nat a token from the teacher"
+        if "supervised" in found:
+            text += f" (on its text alone {found['supervised']['kl'][0] / 1000:.2f})"
+        if "rules" in found["after"]:
+            kept = [found["after"][who][0] for who in ("rules", "teacher_rules")]
+            text += ", all rules kept in {:.0f} % of answers (teacher {:.0f})".format(*kept)
+        return text
+
+    @classmethod
     def ask(cls, model: nn.Module, tokenizer: TextTokenizer, question: str, settings: OwnEval) -> str:
         """`eval.py --ask`: the answer under the student's prompt of the run's contexts."""
         template = spoken_to(settings, Chat.of_tokenizer(tokenizer))
