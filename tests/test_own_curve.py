@@ -121,4 +121,4 @@ def test_stopping_at_the_best_needs_a_curve_and_inputs(tmp_path):
     experiment = own.Own(own.OwnSettings(contexts=str(tmp_path / "my.toml"), stop_at_best=True), 0, SimpleNamespace(
         device=torch.device("cpu"), path=tmp_path, get=lambda stage: {"texts": {"mine": ["a b", "b a", "c a"]}}))
     with pytest.raises(ValueError, match="--stop-at-best: mine: no validation input has an answer"):
-        experiment.curve()
+        experiment.curve(tmp_path)
