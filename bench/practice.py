@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.common import ROOT, Parser, count, guarded, parsed, publish, seed_number
-from minicd.distill import Context, PracticeSettings, identity, practice
+from minicd.distill import Answer, Context, PracticeSettings, identity, practice
 from minicd.hf.checkpoint import load
 from minicd.labels import LabelBatch, SoftLabels
 from minicd.metrics import exact_match
@@ -40,6 +40,7 @@ RULES: dict[str, Callable[[list[str]], list[str]]] = {
 UNRELATED = [f"{task} : {a} | {b}" for task in ("join", "zip", "columns", "max", "min")
              for a, b in (("a c", "d b"), ("g e f", "a h b"), ("3 1", "2 7"), ("9 4 6", "5 0 8"))]
 HELD_OUT, LONGEST, TOP, DECAY = 200, 12, 16, 0.98  # lists to test, tokens, of a top label, of the average
+GREEDY = SimpleNamespace(max_new_tokens=LONGEST, precision=None)  # how the measures let models answer
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def train(way: Way, base: nn.Module, tokenizer: TextTokenizer, context: Context,
         items = practice(base, tokenizer, context, arguments.inputs, how, seed=seed)
         spent["answers"] += len(items.answers.values)
         fixed = Epochs(items, size, arguments.steps * size / len(items), seed, base.config.pad_token_id)
-    teacher = {"base": base, "live": student, "average": deepcopy(base)}[way.teacher]
+    teacher = {"base": base, "live": student}.get(way.teacher) or deepcopy(base)
     written = Written(way, spent, student, teacher, tokenizer, context, how, steps=arguments.steps,
                       batch_size=size, seed=seed)
     batches = Mixed(fixed, written, way.share) if way.share else fixed
@@ -167,23 +168,25 @@ def train(way: Way, base: nn.Module, tokenizer: TextTokenizer, context: Context,
 
 
 def figures(student: nn.Module, base: nn.Module, tokenizer: TextTokenizer, kind: str, context: Context,
-            tests: list[str]) -> dict[str, float]:
-    """Exact answers in percent, KL(teacher ‖ student) and forgetting in 1/1000 nat a token."""
-    settings = SimpleNamespace(max_new_tokens=LONGEST, precision=None)
-    taught = teacher_answers(base, tokenizer, context, tests, settings)
-    found = along_teacher(base, student, tokenizer, context, tests, taught, settings)
+            tests: list[str], taught: list[Answer | None]) -> dict[str, float]:
+    """Exact answers in percent, KL(teacher ‖ student) and forgetting in 1/1000 nat a token.
+
+    `taught`: the teacher's greedy answers to the tests.
+    """
+    found = along_teacher(base, student, tokenizer, context, tests, taught, GREEDY)
     asked = tokenizer.encode_all(list(map(context.student, tests)))
     written = map(tokenizer.decode, generate(student, asked, LONGEST, 0))
     right = [exact_match(ours, reference(kind, x)) for ours, x in zip(written, tests)]
     return {"quality": round(100 * float(np.mean(right)), 1), "kl": round(found["kl"][0], 1),
-            "forgotten": round(forgotten(base, student, tokenizer, UNRELATED, settings)["forgotten"][0], 1)}
+            "forgotten": round(forgotten(base, student, tokenizer, UNRELATED, GREEDY)["forgotten"][0], 1)}
 
 
 def measure(kind: str, base: nn.Module, tokenizer: TextTokenizer, arguments: Any) -> dict[str, Any]:
     """All ways on one context: name → the figures of each seed."""
     tests = list(dict.fromkeys(lists(2 * HELD_OUT, np.random.default_rng(12345))))[:HELD_OUT]
     context = make_context(kind, tests)
-    rows = {"not trained": [figures(base, base, tokenizer, kind, context, tests)]}
+    taught = teacher_answers(base, tokenizer, context, tests, GREEDY)
+    rows = {"not trained": [figures(base, base, tokenizer, kind, context, tests, taught)]}
     print(f"{kind}: not trained {rows['not trained'][0]}", flush=True)
     for name, way in WAYS.items():
         rows[name] = []
@@ -191,7 +194,7 @@ def measure(kind: str, base: nn.Module, tokenizer: TextTokenizer, arguments: Any
             start = time.perf_counter()
             student, spent = train(way, base, tokenizer, context, seed, arguments)
             minutes = (time.perf_counter() - start) / 60
-            rows[name].append({**figures(student, base, tokenizer, kind, context, tests),
+            rows[name].append({**figures(student, base, tokenizer, kind, context, tests, taught),
                                "thousand_tokens": round(spent / 1000, 1), "minutes": round(minutes, 2)})
             print(f"{kind}: {name}, seed {seed}: {rows[name][-1]}", flush=True)
     return {"context": kind, "ways": rows}

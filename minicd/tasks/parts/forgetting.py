@@ -30,10 +30,15 @@ def kl_to_base(base: nn.Module, student: nn.Module, tokenizer: TextTokenizer, lo
     asked = tokenizer.encode_all(prompts)
     texts = generate(base, asked, longest, generator=generator, precision=precision, progress="neutral texts")
     prompts, texts = [[row[side] for row in zip(asked, texts) if row[1]] for side in (0, 1)]
-    divergence, _ = compare(*(lambda some, which=which: score(which, prompts[some], texts[some],
-                                                              precision=precision)
-                              for which in (base, student)), texts, base)
+    divergence, _ = compare_along(base, student, prompts, texts, precision)
     return sum(divergence) / max(1, sum(map(len, texts)))
+
+
+def compare_along(base: nn.Module, student: nn.Module, prompts: list[list[int]], texts: list[list[int]],
+                  precision: str | None) -> tuple[list[float], list[float]]:
+    """`compare` of two models that read the same texts after the same prompts."""
+    return compare(*(lambda some, which=which: score(which, prompts[some], texts[some], precision=precision)
+                     for which in (base, student)), texts, base)
 
 
 def compare(teacher: Callable[[slice], list[Tensor]], student: Callable[[slice], list[Tensor]],

@@ -10,10 +10,10 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from ...metrics import rouge_l
-from ...sampling import generate, score
+from ...sampling import generate
 from ...tokenizer import TextTokenizer
 from ..record import ROOT
-from .forgetting import NEUTRAL, compare
+from .forgetting import NEUTRAL, compare_along
 from .instruction_eval import DATA, LONGEST, answers, with_explanations
 from .natural_instructions import load_folder
 from .own_measures import Figures, ratio
@@ -39,9 +39,7 @@ def forgotten(base: nn.Module, model: nn.Module, tokenizer: TextTokenizer, promp
     eos = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     rows = [(prompt, [*y, *(eos if why == "eos" else [])]) for prompt, y, why in zip(ids, written, reasons)]
     ids, texts = [[row[side] for row in rows if row[1]] for side in (0, 1)]
-    divergence, same = compare(*(lambda some, which=which: score(which, ids[some], texts[some],
-                                                                 precision=settings.precision)
-                                 for which in (base, model)), texts, model)
+    divergence, same = compare_along(base, model, ids, texts, settings.precision)
     counts = [len(text) for text in texts]
     return {"forgotten": ratio(divergence, counts, 1000), "agreement": ratio(same, counts, 100)}
 
