@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from typing import Callable, Container, Iterable, Sequence
+from typing import Callable, Container, Iterable, Sequence, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from ...tokenizer import TextTokenizer
 from .natural_instructions import inputs_prompt, read_input
 
 Inputs = Callable[[int, np.random.Generator], list[str]]
+Text = TypeVar("Text")  # alone, or with a label
 TRIES = 10  # for each input that is asked for, on average
 AT_ONCE = 2**15  # tokens of prompts and inputs that are in memory together
 
@@ -44,24 +45,41 @@ def written_inputs(model: nn.Module, tokenizer: TextTokenizer, prompt: Callable[
     """One input after each prompt that is drawn, up to a stop string or the model's own end."""
     def draw(n: int, rng: np.random.Generator) -> list[str]:
         generator = torch.Generator(next(model.parameters()).device).manual_seed(int(rng.integers(2**62)))
-        found: list[str] = []
-        asked = 0
-        while asked < TRIES * n:
-            share = max(len(found) / asked, 1 / TRIES) if asked else 1.0  # of what it writes can be used
-            size = min(n, math.ceil((n - len(found)) / share))  # a few prompts take as long as many
-            prompts, asked = tokenizer.encode_all([prompt(rng) for _ in range(size)]), asked + size
-            rows = max(1, min(512, AT_ONCE // (max(map(len, prompts)) + max_new_tokens)))
+
+        def ask(size: int) -> list[str]:
+            prompts = tokenizer.encode_all([prompt(rng) for _ in range(size)])
             written, reasons = generate(model, prompts, max_new_tokens, temperature, generator=generator,
                                         reasons=True, precision=precision, stop=stop, tokenizer=tokenizer,
-                                        progress="inputs", batch_size=rows)
+                                        progress="inputs", batch_size=rows_at_once(prompts, max_new_tokens))
             texts = [read_input(tokenizer.decode(y)) for y, why in zip(written, reasons) if why != "length"]
-            found += [text for text in texts if text and text not in forbidden]
-            if len(found) >= n:
-                return found[:n]
-        raise ValueError(f"asked for {n} inputs, the model wrote only {len(found)} that can be used; others "
-                         f"were empty, test inputs, or unfinished after {max_new_tokens} tokens: choose another "
-                         "--model, or raise --max-input-tokens")
+            return [text for text in texts if text and text not in forbidden]
+
+        found = until_enough(n, ask)
+        if len(found) < n:
+            raise ValueError(f"asked for {n} inputs, the model wrote only {len(found)} that can be used; "
+                             f"others were empty, test inputs, or unfinished after {max_new_tokens} tokens: "
+                             "choose another --model, or raise --max-input-tokens")
+        return found
     return draw
+
+
+def until_enough(n: int, ask: Callable[[int], list[Text]]) -> list[Text]:
+    """n of what `ask(size)` finds among `size` that it asks for; fewer where TRIES * n did not have them.
+
+    A few prompts take as long as many: it is asked for as many as the share of usable ones needs.
+    """
+    found: list[Text] = []
+    asked = 0
+    while len(found) < n and asked < TRIES * n:
+        share = max(len(found) / asked, 1 / TRIES) if asked else 1.0
+        size = min(n, math.ceil((n - len(found)) / share))
+        found, asked = found + ask(size), asked + size
+    return found[:n]
+
+
+def rows_at_once(prompts: list[list[int]], max_new_tokens: int) -> int:
+    """How many of the prompts have room in memory together."""
+    return max(1, min(512, AT_ONCE // (max(map(len, prompts)) + max_new_tokens)))
 
 
 class NearCopies(Container[str]):
@@ -72,6 +90,12 @@ class NearCopies(Container[str]):
 
     def __contains__(self, text: object) -> bool:
         return words(str(text)) in self.known
+
+    def add(self, text: str) -> bool:
+        """Whether the text is new, which it is not the next time."""
+        new = text not in self
+        self.known.add(words(text))
+        return new
 
 
 def words(text: str) -> tuple[str, ...]:

@@ -17,10 +17,10 @@ from ...tokenizer import TextTokenizer
 from ..report import table
 from .contexts_file import Named
 from .forgetting import compare
+from .inputs import TRIES, rows_at_once, until_enough
 from .natural_instructions import inputs_prompt, read_input
 
-TIMED, SHOTS, TRIES, LONGEST_INPUT = 8, 6, 10, 128
-WRITTEN_AT_ONCE = 64  # inputs, whose prompts may be long
+TIMED, SHOTS, LONGEST_INPUT = 8, 6, 128
 RULES = {"ends_with": "how it ends", "never": "what it never says", "pattern": "its form", "rules": "all"}
 ROWS = {"kl": "KL(teacher ‖ student) a token, in 1/1000 nat", "agreement": "same likeliest token, %",
         "identical": "answer identical to the teacher's, %", "rouge": "Rouge-L to the teacher's answer",
@@ -159,27 +159,28 @@ def write_inputs(model: nn.Module, tokenizer: TextTokenizer, examples: list[str]
     """The examples, and up to n new inputs that the model writes after some of them (section 3.1).
 
     `prompt` makes of some examples a prompt that one more input continues, to the end of the line.
-    Raises ValueError where in ten tries it writes less than a tenth of them.
+    Raises ValueError where it writes less than a tenth of them.
     """
     rng = np.random.default_rng((*seed, 11))
     generator = torch.Generator(next(model.parameters()).device).manual_seed(int(rng.integers(2**62)))
     found = {text.casefold(): text for text in examples}
-    for _ in range(TRIES):
-        missing = n + len(examples) - len(found)
-        prompts = [prompt(rng.permutation(examples)[:SHOTS]) for _ in range(missing)]
-        written, reasons = generate(model, tokenizer.encode_all(prompts), LONGEST_INPUT, 1.0, stop=["\n"],
-                                    generator=generator, reasons=True, precision=precision,
-                                    tokenizer=tokenizer, progress="inputs", batch_size=WRITTEN_AT_ONCE)
-        for y, why in zip(written, reasons):
-            text = read_input(tokenizer.decode(y))
-            if text and why != "length" and len(found) < n + len(examples):
-                found.setdefault(text.casefold(), text)
-        if len(found) == n + len(examples):
-            break
-    if len(found) - len(examples) < n / 10:
-        raise ValueError(f"asked for {n} inputs, the model wrote only {len(found) - len(examples)} new ones "
-                         "that end with their line; give it more examples, or the inputs themselves")
-    return list(found.values())
+
+    def ask(size: int) -> list[str]:
+        prompts = tokenizer.encode_all([prompt(rng.permutation(examples)[:SHOTS]) for _ in range(size)])
+        written, reasons = generate(model, prompts, LONGEST_INPUT, 1.0, stop=["\n"], generator=generator,
+                                    reasons=True, precision=precision, tokenizer=tokenizer, progress="inputs",
+                                    batch_size=rows_at_once(prompts, LONGEST_INPUT))
+        texts = [read_input(tokenizer.decode(y)) for y, why in zip(written, reasons) if why != "length"]
+        before = len(found)
+        for text in filter(None, texts):
+            found.setdefault(text.casefold(), text)
+        return list(found.values())[before:]
+
+    new = until_enough(n, ask)
+    if len(new) < n / TRIES:
+        raise ValueError(f"asked for {n} inputs, the model wrote only {len(new)} new ones that end with "
+                         "their line; give it more examples, or the inputs themselves")
+    return [*examples, *new]
 
 
 # --- tables ---

@@ -13,14 +13,13 @@ from torch import nn
 from ...runtime.files import atomic_bytes
 from ...sampling import generate
 from ...tokenizer import TextTokenizer
-from .inputs import NearCopies, words
+from .inputs import NearCopies, rows_at_once, until_enough, words
 
 Labelled = list[tuple[str, int]]
 KINDS = ("negative", "positive")  # by label
 FEWEST = 3  # words of a beginning
 # A hash of its words puts a review into a split: near copies are never in two.
 SPLITS = {"test": range(0, 30), "validation": range(30, 45), "practice": range(45, 100)}
-TRIES = 10  # how often the model is asked for what is still missing
 
 
 def split_of(text: str) -> str:
@@ -80,22 +79,25 @@ def written_reviews(model: nn.Module, tokenizer: TextTokenizer, examples: Labell
     `longest` tokens, and is no near copy of an example or of another.
     Raises ValueError where the model does not write enough of them.
     """
-    found: dict[tuple[str, ...], tuple[str, int]] = {}
     known, rng = NearCopies(text for text, _ in examples), np.random.default_rng((seed, 31))
     generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
+    found: Labelled = []
     for label, kind in enumerate(KINDS):
-        title, shown, enough = what.format(kind=kind).capitalize(), texts_of(examples, label), n * (label + 1)
-        for _ in range(TRIES):
-            asked = max(enough - len(found), n // 4) if len(found) < enough else 0  # some will be of no use
-            prompts = [few_shot_prompt(title, rng.permutation(shown)[:shots]) for _ in range(asked)]
-            for text in finished_lines(model, tokenizer, prompts, longest, generator, precision):
-                if len(found) < enough and len(words(text)) >= FEWEST and text not in known:
-                    found.setdefault(words(text), (text, label))
-        if len(found) < enough:
-            raise ValueError(f"asked for {n} texts after {title!r}, the model wrote only "
-                             f"{len(found) - n * label} different ones that end within {longest} tokens: ask "
-                             "for fewer, or choose another --model")
-    return list(found.values())
+        title, shown = what.format(kind=kind).capitalize(), texts_of(examples, label)
+
+        def ask(size: int) -> Labelled:
+            prompts = [few_shot_prompt(title, rng.permutation(shown)[:shots]) for _ in range(size)]
+            return [(text, label) for text in finished_lines(model, tokenizer, prompts, longest, generator,
+                                                             precision)
+                    if len(words(text)) >= FEWEST and known.add(text)]
+
+        some = until_enough(n, ask)
+        if len(some) < n:
+            raise ValueError(f"asked for {n} texts after {title!r}, the model wrote only {len(some)} "
+                             f"different ones that end within {longest} tokens: ask for fewer, or choose "
+                             "another --model")
+        found += some
+    return found
 
 
 def few_shot_prompt(title: str, shown: Sequence[str]) -> str:
@@ -106,9 +108,8 @@ def few_shot_prompt(title: str, shown: Sequence[str]) -> str:
 def finished_lines(model: nn.Module, tokenizer: TextTokenizer, prompts: list[str], longest: int,
                    generator: torch.Generator, precision: str | None) -> list[str]:
     """Completions that ended by themselves, without tabs, which separate labels in files."""
-    if not prompts:
-        return []
-    made, reasons = generate(model, tokenizer.encode_all(prompts), longest, generator=generator, reasons=True,
-                             precision=precision, progress="reviews by the model")
+    ids = tokenizer.encode_all(prompts)
+    made, reasons = generate(model, ids, longest, generator=generator, reasons=True, precision=precision,
+                             progress="reviews by the model", batch_size=rows_at_once(ids, longest))
     texts = [tokenizer.decode(y) for y, why in zip(made, reasons) if why == "eos"]
     return [text.replace("\t", " ").strip() for text in texts]
