@@ -1,11 +1,12 @@
 """Ways to practise, side by side: who writes the answers, who teaches, and with which labels.
 
-    python -m bench.practice    # from the repository's root; three seeds, a quarter of an hour on two CPU cores
+    python -m bench.practice    # from the repository's root; three seeds, ten minutes on two CPU cores
 
-Two contexts on the pocket base, whose student sees `task : LIST` in both. The teacher of *shared rule* is told to
-reverse every list: one rule for all inputs, which the student can learn. The teacher of *instance-specific* is told
-a rule for each list, one of four, which nothing in the student's prompt gives away: the best that a student can do
-is to be as undecided as the rules are. All ways take as many steps with batches of the same size.
+Two contexts on the pocket base, whose student sees `task : LIST` in both. The teacher of *shared rule* is
+told to reverse every list: one rule for all inputs, which the student can learn. The teacher of
+*instance-specific* is told a rule for each list, one of four, which nothing in the student's prompt gives
+away: the best that a student can do is to be as undecided as the rules are. All ways take as many steps with
+batches of the same size.
 """
 
 from __future__ import annotations

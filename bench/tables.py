@@ -107,10 +107,11 @@ def practice_table(record: Record) -> str:
     for result in record["results"]:
         for way, seeds in result["ways"].items():
             spreads = {key: spread([one[key] for one in seeds]) for key in keys if key in seeds[0]}
-            rows.append([result["context"], way, *(pm(spreads[key]) if key in spreads else "" for key in keys)])
+            cells = (pm(spreads[key]) if key in spreads else "" for key in keys)
+            rows.append([result["context"], way, *cells])
     how = record["settings"]
-    what = (f"KL a token in 1/1000 nat; {how['steps']} steps with batches of {how['batch_size']}, {how['inputs']:,} "
-            f"inputs where the teacher writes; {len(record['seeds'])} seeds, pocket scale")
+    what = (f"KL a token in 1/1000 nat; {how['steps']} steps with batches of {how['batch_size']}, "
+            f"{how['inputs']:,} inputs where the teacher writes; {len(record['seeds'])} seeds, pocket scale")
     return f"{table(head, rows)}\n\n({what}; {machine(record)}.)"
 
 
@@ -118,11 +119,12 @@ def trade_table(record: Record) -> str:
     """Gained against forgotten at the last step of each student, from bench/trade.py."""
     how = record["settings"]
     head = ["what learns", "learning rate", "steps", "KL(teacher ‖ student)", "gained, %", "KL(before ‖ now)"]
-    rows = [[f"adapters of rank {row['rank']}" if row["rank"] else "all weights", f"{row['lr']:g}", point["step"],
-             f"{point['kl']:,.1f}", f"{100 * (1 - point['kl'] / how['before']):.1f}", f"{point['forgotten']:,.1f}"]
+    rows = [[f"adapters of rank {row['rank']}" if row["rank"] else "all weights", f"{row['lr']:g}",
+             point["step"], f"{point['kl']:,.1f}", f"{100 * (1 - point['kl'] / how['before']):.1f}",
+             f"{point['forgotten']:,.1f}"]
             for row in record["results"] for point in row["points"]]
-    what = (f"KL a token in 1/1000 nat, {how['before']:,.1f} before; data/contexts/{how['scale']}.toml, {how['items']:,} "
-            f"practice items, {how['epochs']} passes, seed {how['seed']}")
+    what = (f"KL a token in 1/1000 nat, {how['before']:,.1f} before; data/contexts/{how['scale']}.toml, "
+            f"{how['items']:,} practice items, {how['epochs']} passes, seed {how['seed']}")
     return f"{table(head, rows)}\n\n({what}; {machine(record)}.)"
 
 

@@ -1,12 +1,12 @@
-"""What a student gains of its prompt against what it forgets: by learning rate, steps and adapters, in one plot.
+"""What a student gains against what it forgets: by learning rate, steps and adapters, in one plot.
 
-    python -m bench.trade                     # from the repository's root; data/contexts/company.toml, SmolLM2-135M
+    python -m bench.trade                     # from the repository's root; company.toml, SmolLM2-135M
     python -m bench.trade --scale think       # another of the worked files
     pip install matplotlib                    # only for the plot
 
-The teacher practises once, for all students. Each is measured several times while it trains, on the held-out
-inputs (KL(teacher ‖ student) a token, before: that of the base) and on the unrelated prompts of the contexts file
-(KL(before ‖ now) a token). With adapters, these alone learn.
+The teacher practises once, for all students. Each is measured several times while it trains, on the
+held-out inputs (KL(teacher ‖ student) a token, before: that of the base) and on the unrelated prompts of the
+contexts file (KL(before ‖ now) a token). With adapters, these alone learn.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Measured:
         texts, named = self.own.folder.get("inputs")["texts"][self.name], self.own.file.contexts[self.name]
         self.tests = own.split(texts, named)[0][: settings.most_tests]
         self.context = self.own.context(self.name, self.tests)
-        self.answers = own_measures.teacher_answers(self.model, self.tokenizer, self.context, self.tests, settings)
+        self.answers = own_measures.teacher_answers(self.model, self.tokenizer, self.context, self.tests,
+                                                    settings)
         self.unrelated = own.bare_prompts(self.own.file.unrelated, self.own.chat, self.own.file)
 
     def practised(self) -> Any:
@@ -51,9 +52,10 @@ class Measured:
                         seed=self.own.seed, folder=self.own.folder.path / "practice")
 
     def point(self, student: nn.Module) -> Point:
-        found = own_measures.along_teacher(self.model, student, self.tokenizer, self.context, self.tests, self.answers,
-                                           self.own.settings)
-        far = own_forgetting.forgotten(self.model, student, self.tokenizer, self.unrelated, self.own.settings)
+        settings = self.own.settings
+        found = own_measures.along_teacher(self.model, student, self.tokenizer, self.context, self.tests,
+                                           self.answers, settings)
+        far = own_forgetting.forgotten(self.model, student, self.tokenizer, self.unrelated, settings)
         return {"kl": round(found["kl"][0], 2), "forgotten": round(far["forgotten"][0], 2)}
 
 
@@ -65,8 +67,8 @@ def line(measured: Measured, items: Any, rank: int, lr: float, arguments: Any) -
     def evaluate(step: int, steps: int) -> None:
         if step * arguments.points >= steps * (len(points) + 1):
             points.append({"step": step, **measured.point(student)})
-    distill(student, items, replace(how.fit, lr=lr, lora_rank=rank), epochs=arguments.epochs, seed=arguments.seed,
-            evaluate=evaluate)
+    distill(student, items, replace(how.fit, lr=lr, lora_rank=rank), epochs=arguments.epochs,
+            seed=arguments.seed, evaluate=evaluate)
     print(f"rank {rank or 'full'}, learning rate {lr:g}: {points[-1]}", flush=True)
     return {"rank": rank, "lr": lr, "points": points}
 
@@ -79,8 +81,8 @@ def draw(axes: Any, before: float, results: list[dict[str, Any]]) -> None:
         axes.plot(x, y, marker=".", color=colours[row["rank"]], linewidth=1)
         axes.annotate(f"{title}, {row['lr']:g}", (x[-1], y[-1]), fontsize=6)
     axes.axhline(before, color="grey", linestyle=":")
-    axes.set(xlabel="forgotten: KL(before ‖ now), 1/1000 nat", ylabel="KL(teacher ‖ student), 1/1000 nat", xscale="log",
-             yscale="log")
+    axes.set(xlabel="forgotten: KL(before ‖ now), 1/1000 nat", ylabel="KL(teacher ‖ student), 1/1000 nat",
+             xscale="log", yscale="log")
     axes.grid(alpha=0.3)
 
 
@@ -91,7 +93,8 @@ def parse() -> Any:
     parser.add_argument("--ranks", type=count, nargs="*", default=[4, 32], help="of the adapters")
     parser.add_argument("--epochs", type=count, default=6, help="passes over the practice set")
     parser.add_argument("--points", type=count, default=4, help="measures of each student")
-    parser.add_argument("--folder", type=Path, default=Path("runs/trade"), help="where the practice set is kept")
+    parser.add_argument("--folder", type=Path, default=Path("runs/trade"),
+                        help="where the practice set is kept")
     return parsed(parser, "bench-trade")
 
 
@@ -103,7 +106,8 @@ def main() -> None:
     results = [line(measured, items, rank, lr, arguments) for rank, lr in variants]
     settings = {"scale": arguments.scale, "epochs": arguments.epochs, "items": len(items), "before": before,
                 "seed": arguments.seed}
-    publish(arguments.out, arguments.device, settings, results, minutes=round((time.monotonic() - start) / 60, 2))
+    publish(arguments.out, arguments.device, settings, results,
+            minutes=round((time.monotonic() - start) / 60, 2))
     png(arguments.out.with_suffix(".png"), (6, 4.5), lambda axes: draw(axes, before, results))
 
 

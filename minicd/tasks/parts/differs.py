@@ -26,7 +26,8 @@ ADDITION = """
 * **At `--scale smollm2`** the base is a pretrained decoder of 135 million parameters, and the budget the
   paper's: 499 scratchpads, one line a column, and 10,000 practice questions. AdamW, with warm-up and a late
   decay: the teacher 12 passes in batches of 16 at 3e-4, the student 4 in batches of 32 at 5e-4, chosen on
-  validation questions; the baselines 12 passes like the teacher, to the end of their curves. Rows that are missing from a record have not been run.
+  validation questions; the baselines 12 passes like the teacher, to the end of their curves. Rows that are
+  missing from a record have not been run.
 """
 
 CURVES = """

@@ -1,4 +1,4 @@
-"""How one talks to a model of own.py: `eval.py --task own --chat` and `--ask`, under the prompts of a file."""
+"""How one talks to a model of own.py: `eval.py --task own --chat` and `--ask`, under a file's prompts."""
 
 from __future__ import annotations
 

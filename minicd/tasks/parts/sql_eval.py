@@ -97,8 +97,8 @@ def load_databases(folder: Path) -> list[QueriedDatabase]:
     schemas = load_schemas(folder / "tables.json")
     for name in schemas:
         if not re.fullmatch(r"\w[\w.+-]*", name):  # it becomes a folder's
-            raise ValueError(f"{folder / 'tables.json'}: the db_id {name!r} has more than letters, digits and "
-                             "_ . + -")
+            raise ValueError(f"{folder / 'tables.json'}: the db_id {name!r} has more than letters, digits "
+                             "and _ . + -")
     asked: dict[str, dict[str, Question]] = {}
     for question in load_questions(folder / "dev.json", schemas):
         asked.setdefault(question.db_id, {}).setdefault(one_line(question.question), question)
