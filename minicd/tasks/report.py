@@ -25,14 +25,14 @@ def against_paper(record: Record, titles: dict[str, str]) -> str:
 
 
 def columns(records: Sequence[Record], titles: dict[str, str]) -> str:
-    """The paper's figures beside those of several records, and under each how long it took."""
+    """The paper's figures beside those of several records, and how each was made."""
     names = [COLUMNS.get(record["scale"], record["scale"]) for record in records]
     rows = [[title, records[0]["paper"].get(name, ""),
              *(pm(record["metrics"][name]) if name in record["metrics"] else "" for record in records)]
             for name, title in titles.items() if any(name in record["metrics"] for record in records)]
     minutes = [f"{max(record['minutes']['total']):.0f}" for record in records]
-    runs = "\n".join(f"* {name}: {seeds_of(record)}, {time_line(record)}, commit {record['commit']}"
-                     for name, record in zip(names, records))
+    runs = "\n".join(f"* {name}: {count_seeds(record)} by `{record['command']}` on {record['hardware']}, "
+                     f"commit {record['commit']}" for name, record in zip(names, records))
     return f"{table(['', 'paper', *names], [*rows, ['minutes a seed, all stages', '', *minutes]])}\n\n{runs}"
 
 
@@ -42,8 +42,12 @@ def pm(metric: dict[str, Any], digits: int = 1) -> str:
     return f"{metric['mean']:.{digits}f}{std}"
 
 
+def count_seeds(record: Record) -> str:
+    return f"{len(record['seeds'])} seed{'s' * (len(record['seeds']) > 1)}"
+
+
 def seeds_of(record: Record) -> str:
-    return f"{len(record['seeds'])} seed{'s' * (len(record['seeds']) > 1)}, {record['scale']} scale"
+    return f"{count_seeds(record)}, {record['scale']} scale"
 
 
 def minutes_line(record: Record) -> str:
