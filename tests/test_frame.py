@@ -22,7 +22,7 @@ from minicd.runtime.files import atomic_json
 from minicd.tasks.folder import RunFolder
 from minicd.tasks.record import make_record, mean_of, runs_to_join, spread
 from minicd.tasks.report import against_paper, columns, fill_regions, minutes_line, pm, rebuild, results_page, seeds_of, table
-from minicd.tasks.run import Experiment, Stage, train
+from minicd.tasks.run import Experiment, Stage, shortened, train
 from minicd.tasks.settings import DistillSettings, RunSettings, changes, option
 from minicd.tokenizer import word_tokenizer
 
@@ -486,3 +486,10 @@ def test_a_stage_of_another_shape_without_a_note_is_named(tmp_path):
     (tmp_path / "figures.json").write_text('{"other": 1}')
     with pytest.raises(ValueError, match="figures.json is damaged: it is not of the stage figures; delete it"):
         experiment.tell(Stage("figures", dict, show=lambda value: value["shown"]))
+
+
+def test_a_record_has_the_ends_of_a_long_item():
+    short, long = ("\n".join(map(str, range(n))) for n in (30, 50))
+    assert shortened(short) == short
+    lines = shortened(long).split("\n")
+    assert lines[:8] + lines[9:] == [*map(str, range(8)), *map(str, range(40, 50))] and "[32 lines left out]" in lines[8]

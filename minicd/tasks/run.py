@@ -155,8 +155,8 @@ class Experiment:
         return []
 
     def practice_item(self) -> str:
-        """One practice item, whole, for the record."""
-        return self.folder.get("example") if self.folder.file("example") else ""
+        """One practice item for the record, where it has room for it."""
+        return shortened(self.folder.get("example")) if self.folder.file("example") else ""
 
     def publish(self) -> None:
         """Called after the last stage where --publish is given, besides writing the record into results/."""
@@ -370,6 +370,15 @@ def one_item(context: Context, tokenizer: TextTokenizer, teacher: nn.Module, set
         parts["its first label"] = label_text(tokenizer, soft_labels(logits, settings, generator))
     return "\n".join(["", "One practice item", *(f"  {title:18}" + text.replace("\n", "\n" + 20 * " ")
                                                 for title, text in parts.items()), ""])
+
+
+def shortened(item: str, longest: int = 30, first: int = 8, last: int = 10) -> str:
+    """Without the middle of a long prompt, whose examples may be a data set's."""
+    lines = item.split("\n")
+    if len(lines) <= longest:
+        return item
+    gap = f"{20 * ' '}[{len(lines) - first - last} lines left out]"
+    return "\n".join([*lines[:first], gap, *lines[-last:]])
 
 
 def label_text(tokenizer: TextTokenizer, labels: SoftLabels) -> str:
