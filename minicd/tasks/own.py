@@ -23,7 +23,7 @@ from ..hf.checkpoint import load
 from ..rounds import RoundSettings, rounds
 from ..runtime.files import file_checksum, read_checked, read_json
 from ..tokenizer import TextTokenizer
-from .parts import own_forgetting, own_measures as measures
+from .parts import differs, own_forgetting, own_measures as measures
 from .parts.contexts_file import ContextsFile, Named, read_contexts
 from .parts.inputs import NearCopies, pool
 from .parts.natural_instructions import inputs_prompt
@@ -91,7 +91,7 @@ class Own(Experiment):
     TITLE = "Your own prompts into your own model"
     SCALES = {"pocket": {}, **{name: {"scale": name, "contexts": f"data/contexts/{name}.toml", **how}
                                for name, how in WORKED.items()}}
-    RECORDS = tuple(WORKED)
+    RECORDS, DIFFERS = tuple(WORKED), differs.OWN
     Settings, Eval = OwnSettings, OwnEval
     QUICK = dict(practice_inputs=1024, epochs=6.0, max_new_tokens=48, most_tests=50)
 
@@ -230,7 +230,9 @@ class Own(Experiment):
 
     @classmethod
     def headline(cls, record: Record) -> str:
-        """Of the first context."""
+        """Of the first context. README has room for one of the worked files."""
+        if record["scale"] in list(WORKED)[1:]:
+            return ""
         found = {when: next(iter(contexts.values())) for when, contexts in record["measures"].items()}
         before, after = (found[when]["kl"][0] / 1000 for when in ("before", "after"))
         text = f"{before:.2f} → {after:.2f} nat a token from the teacher"

@@ -166,3 +166,12 @@ SQL_LONG = """
 * The three kinds of rounds are not in the paper's experiment. Their students see no examples, since a
   student that saw the first four would have nothing to learn from a teacher with the same four.
 """
+
+OWN = """
+* The paper has no such experiment. Supervised training, for comparison, takes as many steps, on the text that
+  the same teacher writes. The table's intervals are over the held-out inputs.
+* **company**: a model of this size follows the examples, hardly the rules alone.
+* **think**: KL(teacher ‖ student) cannot come near 0, since the teacher's label depends on the thought that it
+  wrote, and the student is at best a mean over thoughts. This student does not learn to calculate: the table
+  for addition shows what that takes, 10,000 questions and 1,248 steps instead of 480 and 81.
+"""
