@@ -22,7 +22,7 @@ from minicd.hf.checkpoint import load, save
 from minicd.runtime import files
 from minicd.t5 import initialise
 from minicd.tasks import own
-from minicd.tasks.parts import own_forgetting, own_measures
+from minicd.tasks.parts import inputs, own_forgetting, own_measures
 from minicd.tasks.parts.contexts_file import read_contexts
 from minicd.tasks.parts.inputs import pool, words
 from minicd.tasks.settings import guarded
@@ -96,10 +96,10 @@ def test_the_model_writes_inputs(monkeypatch):
         texts = next(written)[: len(prompts)]
         return [WORDS.backend.encode(t.replace("\n", " "), add_special_tokens=False).ids for t in texts], [
             "length" if t == "e" else "stop" for t in texts]
-    monkeypatch.setattr(own_measures, "generate", generate)
+    monkeypatch.setattr(inputs, "generate", generate)
     found = own_measures.write_inputs(tiny_t5(len(WORDS)), WORDS, ["a", "b"], 5, (0, 0), "fp32")
     assert found == ["a", "b", "c d", "b b", "f", "g", "h"], "no copies, and nothing unfinished"
-    monkeypatch.setattr(own_measures, "generate", lambda model, prompts, *how, **more: ([[3]] * len(prompts), ["stop"] * len(prompts)))
+    monkeypatch.setattr(inputs, "generate", lambda model, prompts, *how, **more: ([[3]] * len(prompts), ["stop"] * len(prompts)))
     with pytest.raises(ValueError, match="asked for 5 inputs, the model wrote only 0 new ones"):
         own_measures.write_inputs(tiny_t5(len(WORDS)), WORDS, ["a", "b"], 5, (0, 0), "fp32")
 

@@ -63,14 +63,6 @@ def minutes_line(record: Record) -> str:
     return f"{wall}minutes a seed: {', '.join(each)}"
 
 
-def time_line(record: Record) -> str:
-    """How long the command took, or the stages of a seed where that is not known; on what."""
-    minutes = record["minutes"]
-    took = f"{minutes['wall']:.0f} minutes from start to end" if "wall" in minutes else (
-        f"{max(minutes['total']):.0f} minutes a seed")
-    return f"{took} by `{record['command']}` on {record['hardware']}"
-
-
 def run_line(record: Record) -> str:
     commits = record.get("commits") or record["commit"]
     precision = f", {record['precision']}" if record.get("precision") else ""
@@ -163,7 +155,7 @@ def shown_record(path: Path, show: Callable[[Record], Any]) -> Any:
 
 
 def item_of(record: Record) -> str:
-    """One practice item of the run, whole."""
+    """One practice item of the run."""
     return "\n".join(["```", record["item"].strip("\n"), "```"]) if record.get("item") else ""
 
 

@@ -58,9 +58,9 @@ INSTRUCTIONS = """
   with the line, and the student's bare input is followed by a line "Output:", which tells it where the input
   ends. Its inputs are written at temperature 0.8, from the examples of the task file; near copies of these
   and of test inputs are not used. Tasks with fewer than 50 instances besides the tested ones, and with inputs
-  of mostly more than 128 words, are left out. Distilling takes 240 inputs a task and 3 epochs in batches of 16
-  at lr 1e-4. On three of the ten tasks (1388, 242, 738) the teacher and its students all have the score of one
-  fixed answer, 40 or 50 %, and on one (190) next to none: this model does not do those.
+  of mostly more than 128 words, are left out. Distilling takes 240 inputs a task and 3 epochs in batches of
+  16 at lr 1e-4. On three of the ten tasks (1388, 242, 738) the teacher and its students all have the score of
+  one fixed answer, 40 or 50 %, and on one (190) next to none: this model does not do those.
 """
 
 EXPLANATIONS = """
@@ -171,7 +171,7 @@ OWN = """
 * The paper has no such experiment. Supervised training, for comparison, takes as many steps, on the text that
   the same teacher writes. The table's intervals are over the held-out inputs.
 * **company**: a model of this size follows the examples, hardly the rules alone.
-* **think**: KL(teacher ‖ student) cannot come near 0, since the teacher's label depends on the thought that it
-  wrote, and the student is at best a mean over thoughts. This student does not learn to calculate: the table
-  for addition shows what that takes, 10,000 questions and 1,248 steps instead of 480 and 81.
+* **think**: KL(teacher ‖ student) cannot come near 0, since the teacher's label depends on the thought that
+  it wrote, and the student is at best a mean over thoughts. This student does not learn to calculate: the
+  table for addition shows what that takes, 10,000 questions and 1,248 steps instead of 480 and 81.
 """

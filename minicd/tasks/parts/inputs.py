@@ -47,12 +47,9 @@ def written_inputs(model: nn.Module, tokenizer: TextTokenizer, prompt: Callable[
         generator = torch.Generator(next(model.parameters()).device).manual_seed(int(rng.integers(2**62)))
 
         def ask(size: int) -> list[str]:
-            prompts = tokenizer.encode_all([prompt(rng) for _ in range(size)])
-            written, reasons = generate(model, prompts, max_new_tokens, temperature, generator=generator,
-                                        reasons=True, precision=precision, stop=stop, tokenizer=tokenizer,
-                                        progress="inputs", batch_size=rows_at_once(prompts, max_new_tokens))
-            texts = [read_input(tokenizer.decode(y)) for y, why in zip(written, reasons) if why != "length"]
-            return [text for text in texts if text and text not in forbidden]
+            texts = finished_inputs(model, tokenizer, [prompt(rng) for _ in range(size)], max_new_tokens,
+                                    generator, precision, temperature, stop)
+            return [text for text in texts if text not in forbidden]
 
         found = until_enough(n, ask)
         if len(found) < n:
@@ -61,6 +58,18 @@ def written_inputs(model: nn.Module, tokenizer: TextTokenizer, prompt: Callable[
                              "choose another --model, or raise --max-input-tokens")
         return found
     return draw
+
+
+def finished_inputs(model: nn.Module, tokenizer: TextTokenizer, prompts: list[str], max_new_tokens: int,
+                    generator: torch.Generator, precision: str | None, temperature: float = 1.0,
+                    stop: Sequence[str] = ()) -> list[str]:
+    """What the model writes after each prompt, without the empty and the unfinished."""
+    ids = tokenizer.encode_all(prompts)
+    written, reasons = generate(model, ids, max_new_tokens, temperature, generator=generator, reasons=True,
+                                precision=precision, stop=stop, tokenizer=tokenizer, progress="inputs",
+                                batch_size=rows_at_once(ids, max_new_tokens))
+    texts = (read_input(tokenizer.decode(y)) for y, why in zip(written, reasons) if why != "length")
+    return [text for text in texts if text]
 
 
 def until_enough(n: int, ask: Callable[[int], list[Text]]) -> list[Text]:
@@ -93,9 +102,9 @@ class NearCopies(Container[str]):
 
     def add(self, text: str) -> bool:
         """Whether the text is new, which it is not the next time."""
-        new = text not in self
+        before = len(self.known)
         self.known.add(words(text))
-        return new
+        return len(self.known) > before
 
 
 def words(text: str) -> tuple[str, ...]:

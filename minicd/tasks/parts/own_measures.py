@@ -17,8 +17,8 @@ from ...tokenizer import TextTokenizer
 from ..report import table
 from .contexts_file import Named
 from .forgetting import compare
-from .inputs import TRIES, rows_at_once, until_enough
-from .natural_instructions import inputs_prompt, read_input
+from .inputs import TRIES, finished_inputs, until_enough
+from .natural_instructions import inputs_prompt
 
 TIMED, SHOTS, LONGEST_INPUT = 8, 6, 128
 RULES = {"ends_with": "how it ends", "never": "what it never says", "pattern": "its form", "rules": "all"}
@@ -166,13 +166,9 @@ def write_inputs(model: nn.Module, tokenizer: TextTokenizer, examples: list[str]
     found = {text.casefold(): text for text in examples}
 
     def ask(size: int) -> list[str]:
-        prompts = tokenizer.encode_all([prompt(rng.permutation(examples)[:SHOTS]) for _ in range(size)])
-        written, reasons = generate(model, prompts, LONGEST_INPUT, 1.0, stop=["\n"], generator=generator,
-                                    reasons=True, precision=precision, tokenizer=tokenizer, progress="inputs",
-                                    batch_size=rows_at_once(prompts, LONGEST_INPUT))
-        texts = [read_input(tokenizer.decode(y)) for y, why in zip(written, reasons) if why != "length"]
-        before = len(found)
-        for text in filter(None, texts):
+        prompts, before = [prompt(rng.permutation(examples)[:SHOTS]) for _ in range(size)], len(found)
+        for text in finished_inputs(model, tokenizer, prompts, LONGEST_INPUT, generator, precision,
+                                    stop=["\n"]):
             found.setdefault(text.casefold(), text)
         return list(found.values())[before:]
 
