@@ -41,10 +41,12 @@ def random_rows(size: int, length: int, shared: int = 0, seed: int = 0) -> Rows:
     return rows.tolist()
 
 
-def training_batch(size: int, prompt: int, answer: int) -> tuple[torch.Tensor, LabelBatch]:
+def training_batch(size: int, prompt: int, answer: int, device: Any = "cpu"
+                   ) -> tuple[torch.Tensor, LabelBatch]:
     prompts, answers = (torch.tensor(random_rows(size, length, seed=length)) for length in (prompt, answer))
     mask = torch.ones_like(answers, dtype=torch.bool)
-    return prompts, LabelBatch(answers, answers[..., None], torch.ones(size, answer, 1), mask)
+    labels = LabelBatch(answers, answers[..., None], torch.ones(size, answer, 1), mask)
+    return prompts.to(device), labels.to(device)
 
 
 def their_loss(model: Any, prompts: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
@@ -68,7 +70,7 @@ def their_updates(model: Any, data: tuple, precision: str) -> Callable[[], None]
 
 def check_same(ours: Any, theirs: Any) -> None:
     """Raises ValueError where the two models have different losses."""
-    prompts, labels = training_batch(2, 20, 10)
+    prompts, labels = training_batch(2, 20, 10, theirs.device)
     with torch.no_grad():
         logits = ours.eval()(prompts, labels.tokens).flatten(0, 1)
         loss = F.cross_entropy(logits, labels.tokens.flatten())
@@ -79,7 +81,7 @@ def check_same(ours: Any, theirs: Any) -> None:
 
 @torch.no_grad()
 def their_completions(model: Any, prompts: Rows, new: int, precision: str, cache: str | None) -> torch.Tensor:
-    ids = torch.tensor(prompts)
+    ids = torch.tensor(prompts, device=model.device)
     with autocast(ids.device, precision):
         return model.eval().generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=1.0, top_k=0,
@@ -125,7 +127,7 @@ class Given:
 def trained(pair: tuple, precision: str, arguments: Any) -> list[dict[str, Any]]:
     results = []
     for title, (size, prompt, answer) in TRAINED.items():
-        data = training_batch(size, prompt, answer)
+        data = training_batch(size, prompt, answer, arguments.device)
         what = f"{title} trained/s, batch {size}, {prompt} + {answer} tokens, {precision}"
         results.append(turns(what, size, arguments, minicd=our_updates(pair[0], data, 1, precision),
                              transformers=their_updates(pair[1], data, precision)))
@@ -136,7 +138,8 @@ def practised(pair: tuple, precision: str, arguments: Any) -> list[dict[str, Any
     results = []
     for title, (size, length, shared, new) in PRACTISED.items():
         prompts = random_rows(size, length, shared)
-        cache = faster_cache(pair[1], prompts, new, precision)
+        cache = ({"dynamic": None}.get(arguments.cache, arguments.cache) if arguments.cache else
+                 faster_cache(pair[1], prompts, new, precision))
         what = f"{title} practised/s, {size} × {length} ({shared} shared) → {new}, {precision}"
         results.append(turns(what, size, arguments, minicd=partial(
             our_practice, pair[0], prompts, new, precision), transformers=partial(
@@ -148,6 +151,7 @@ def parse() -> Any:
     parser = Parser(__doc__.splitlines()[0])
     parser.add_argument("--precision", choices=["fp32", "bf16"], action="append", help="only this one")
     parser.add_argument("--only", choices=["trained", "practised"], help="only these rows")
+    parser.add_argument("--cache", choices=["dynamic", "static"], help="transformers', without trying both")
     parser.add_argument("--rounds", type=count, default=5, help="timed turns of each side")
     return parsed(parser, "bench-real")
 

@@ -42,11 +42,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float,
         return attend_with_prefix(q, k, v, bias, scale, prefix)
     if q.device.type == "cpu" and (q.shape[2] == 1 or (q.dtype == torch.bfloat16 and q.requires_grad)):
         return plain_attend(q, k, v, bias, scale)
-    share = q.shape[1] // k.shape[1]
+    share, shape = q.shape[1] // k.shape[1], q.shape
     if share > 1 and q.device.type != "cpu":  # shared heads with a mask fall to the slowest of CUDA's kernels
-        k, v, share = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1), 1
+        if q.shape[2] == 1:  # the queries of all heads that share a key head, like several of one head
+            q = q.reshape(len(q), k.shape[1], share, -1)
+        else:
+            k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
+        share = 1
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=scale,
-                                          enable_gqa=share > 1)
+                                          enable_gqa=share > 1).reshape(shape)
 
 
 def plain_attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:

@@ -6,6 +6,8 @@ import ctypes
 import gc
 import os
 
+import torch
+
 THRESHOLDS = {-1: 2**30, -3: 2**30}  # glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, in bytes
 
 
@@ -21,9 +23,10 @@ def keep_memory() -> None:
 
 
 def return_memory() -> None:
-    """Between two stages: what the last one held goes back to the system."""
+    """Between two stages: what the last one held goes back to the system, and to other processes."""
     gc.collect()
     glibc("malloc_trim", 0)
+    torch.cuda.empty_cache()
 
 
 def glibc(name: str, *arguments: int) -> None:

@@ -43,10 +43,13 @@ SETS = {"written": "beginnings by the model", "real": "beginnings of real senten
 
 def write_beginnings(model: nn.Module, tokenizer: TextTokenizer, n: int, seed: int = 0,
                      precision: str | None = None) -> Labelled:
-    """n beginnings of bad reviews and n of good ones by the model, which ends with the line."""
+    """n beginnings of bad reviews and n of good ones by the model, which ends with the line.
+
+    At temperature 1 a model of this size hardly writes about what it was shown.
+    """
     examples = read_reviews(Path(beside(f"{FOLDER}/examples.txt")))
     return written_reviews(model, tokenizer, examples, n, "the beginning of a {kind} review", longest=30,
-                           seed=seed, precision=precision)
+                           seed=seed, precision=precision, temperature=0.7)
 
 
 @dataclass

@@ -72,7 +72,8 @@ def texts_of(reviews: Labelled, label: int) -> list[str]:
 
 
 def written_reviews(model: nn.Module, tokenizer: TextTokenizer, examples: Labelled, n: int, what: str,
-                    longest: int, seed: int = 0, shots: int = 6, precision: str | None = None) -> Labelled:
+                    longest: int, seed: int = 0, shots: int = 6, precision: str | None = None,
+                    temperature: float = 1.0) -> Labelled:
     """n reviews of each label by the model itself, which must end with the line, after `shots` examples.
 
     `what` names them in the prompt: "{kind} review". Each has at least FEWEST words, ends by itself within
@@ -88,7 +89,7 @@ def written_reviews(model: nn.Module, tokenizer: TextTokenizer, examples: Labell
         def ask(size: int) -> Labelled:
             prompts = [few_shot_prompt(title, rng.permutation(shown)[:shots]) for _ in range(size)]
             return [(text, label) for text in finished_lines(model, tokenizer, prompts, longest, generator,
-                                                             precision)
+                                                             precision, temperature)
                     if len(words(text)) >= FEWEST and known.add(text)]
 
         some = until_enough(n, ask)
@@ -106,10 +107,11 @@ def few_shot_prompt(title: str, shown: Sequence[str]) -> str:
 
 
 def finished_lines(model: nn.Module, tokenizer: TextTokenizer, prompts: list[str], longest: int,
-                   generator: torch.Generator, precision: str | None) -> list[str]:
+                   generator: torch.Generator, precision: str | None, temperature: float) -> list[str]:
     """Completions that ended by themselves, without tabs, which separate labels in files."""
     ids = tokenizer.encode_all(prompts)
-    made, reasons = generate(model, ids, longest, generator=generator, reasons=True, precision=precision,
-                             progress="reviews by the model", batch_size=rows_at_once(ids, longest))
+    made, reasons = generate(model, ids, longest, temperature, generator=generator, reasons=True,
+                             precision=precision, progress="reviews by the model",
+                             batch_size=rows_at_once(ids, longest))
     texts = [tokenizer.decode(y) for y, why in zip(made, reasons) if why == "eos"]
     return [text.replace("\t", " ").strip() for text in texts]
