@@ -1,4 +1,7 @@
-"""`python -m data.control`: 400 beginnings of reviews, by the model of data/smollm2 after ours."""
+"""`python -m data.control`: 400 beginnings of reviews, by the model of data/smollm2 after ours.
+
+From the file that is in the repository, lines that nobody should have to read were taken out by hand.
+"""
 
 import sys
 from pathlib import Path
