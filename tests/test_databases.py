@@ -212,10 +212,13 @@ def test_batches_are_of_one_kind_and_copying_comes_first(tokenizer):
         for i in range(200):
             documents = sql_text.draw_documents(random.Random(f"{level}/{i}"), level, 1)
             words = documents[0][0][0].split()
-            found["inputs" if words[0] == "Input:" else "pairs" if words[-1] == ")" and len(documents[0]) == 19 else "blocks"] += 1
+            kind = ("lookups" if len(words) == 1 else "inputs" if words[0] == "Input:" else
+                    "pairs" if words[-1] == ")" and len(documents[0]) == 19 else "blocks")
+            found[kind] += 1
         return found
     first, later = kinds(0), kinds(1)
-    assert first["blocks"] > 130 and 10 < later["blocks"] < 60 and later["pairs"] > 130 and later["inputs"] > 1
+    assert first["blocks"] > 30 and first["lookups"] > 70 and not first["inputs"] and first["pairs"] > 20
+    assert later["blocks"] > 1 and later["lookups"] > 5 and later["inputs"] > 1 and later["pairs"] > 130
 
 
 def test_repeated_blocks_repeat(tokenizer):
@@ -223,6 +226,19 @@ def test_repeated_blocks_repeat(tokenizer):
         (block, counts), *rest = sql_text.blocks(random.Random(i))
         assert not counts and all(piece == (block, True) for piece in rest)
         assert 4 <= len(block.split()) <= 12 and 52 < len(block.split()) * (1 + len(rest)) <= 64
+
+
+def test_a_key_has_one_value_which_counts_once_it_was_seen(tokenizer):
+    gaps = set()
+    for i in range(20):
+        (separator, _), *pieces = sql_text.lookups(random.Random(i))
+        known: dict[str, str] = {}
+        for (key, asked), (value, counts), (end, last) in zip(*(pieces[j::3] for j in range(3)), strict=True):
+            assert not asked and not last and end == separator
+            assert counts == (key in known) and known.setdefault(key, value) == value
+        gaps |= {len(key.split()) - 1 for key in known}
+        assert len(set(known.values())) == len(known)
+    assert gaps == {0, 1, 2, 3}
 
 
 class Knows(nn.Module):
@@ -247,8 +263,9 @@ def test_learnt_counts_whole_last_queries_that_examples_cover(tokenizer):
         said = {word for text, _ in before for word in text.split()}
         assert all(word in said for word in question.split() if word in world.NONSENSE)
     assert [sql_text.next_level(2, percents) for percents in ([96.9], [97.0], [1.0] * 2, [1.0] * 3)] == [2, 3, 2, 3]
-    assert sql_text.next_level(0, [90.0]) == 1 and sql_text.next_level(len(sql_text.LEVELS) - 1, [100.0]) == len(sql_text.LEVELS) - 1
-    pieces = (len(sql_text.LEVELS) - 1) * sql_text.TRIES  # after as many the hardest level begins in any case
+    assert sql_text.next_level(0, [1.0] * 9) == 0 and sql_text.next_level(0, [97.0]) == 1
+    assert sql_text.next_level(len(sql_text.LEVELS) - 1, [100.0]) == len(sql_text.LEVELS) - 1
+    pieces = (len(sql_text.LEVELS) - 2) * sql_text.TRIES  # after as many the hardest level follows the first one in any case
     assert pieces <= bases.PIECES - bases.LAST
 
 

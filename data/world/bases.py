@@ -120,7 +120,7 @@ class PocketSettings(RunSettings):
                        choices=("instructions", "lists", "sql"))
     plain: bool = option(False, "lists without scratchpads: for comparison, never installed in data/")
     steps: int | None = option(None, "optimiser steps; unless told otherwise 24,000, 8,000 of lists, or "
-                               "16,000 of sql", least=1, most=10**9)
+                               "8,000 of sql", least=1, most=10**9)
     batch: int | None = option(None, "batch size; unless told otherwise 64, or 32 of sql", least=1,
                                most=10_000)
     lr: float = option(2e-3, "learning rate", above=0, most=10)
@@ -240,5 +240,5 @@ TITLES = {"full": "definition, examples, explanations", "without_explanations": 
 BASES = {"lists": Base(pocket_tokenizer, pocket_model, list_item, held_out_accuracy, 8000, "pocket", "base"),
          "instructions": Base(world_tokenizer, transfer_base, world_item, held_out_rouge, 24000,
                               "pocket-instructions", "instructions"),
-         "sql": Base(sql_tokenizer, sql_model, sql_item, held_out_queries, 16000, "pocket-sql", "sql",
+         "sql": Base(sql_tokenizer, sql_model, sql_item, held_out_queries, 8000, "pocket-sql", "sql",
                      batch=32, by_level=True)}

@@ -1,9 +1,9 @@
 """The text of the base data/pocket-sql: databases of `databases.py`, each with questions and queries.
 
 A document has a schema and DOCUMENT questions with their queries. All queries count in the loss, so that one
-document is practice with 0, 1, 2 … examples. Repeated blocks of random words come first, since a model that
-cannot copy learns no jargon, and from databases alone it did not learn to copy. Then databases grow, level by
-level, each begun when the last is learnt.
+document is practice with 0, 1, 2 … examples. Repeated blocks of random words, and lookups of values by their
+keys, come first: from databases alone it learnt neither to copy nor, once it could, what jargon means. Then
+databases grow, level by level, each begun when the last is learnt.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ Piece = tuple[str, bool]  # a part of a document; whether it counts in the loss
 DOCUMENT = 9  # questions: the last one has eight examples
 EXAMPLES = (0, 1, 2, 4, 8)  # in the prompts of the held-out figures
 SHORTEST, LONGEST, REPEATED = 4, 12, 64  # words of a random block, and with all its repeats
-COPYING_FIRST, COPYING, WRITING = 0.8, 0.15, 0.05  # share of the batches, see `draw_documents`
-LEARNT, COPIES = 97.0, 90.0  # percent from which the next level begins; of the first one
-TRIES = 3  # pieces of training after which it begins anyway
-LEVELS = [world.Level(1, 2, 4, 8, 3),  # of this one little is seen beside repeated blocks
-          world.Level(1, 2, 4, 8, 3), world.Level(1, 3, 6, 15, 7), world.Level(1, 3, 8, 20),
-          world.Level(2, 4, 12, 30), world.FULL]
+GAP = 3  # the most words between a key and its value
+SHARES = {"blocks": (0.3, 0.05), "lookups": (0.5, 0.1), "inputs": (0.0, 0.05), "pairs": (0.2, 0.8)}
+LEARNT = 97.0  # percent from which the next level begins
+TRIES = 3  # pieces of training after which it begins anyway, if it is not the first
+LEVELS = [world.Level(1, 2, 4, 8, 1), world.Level(1, 2, 4, 8, 3), world.Level(1, 3, 6, 15, 7),
+          world.Level(1, 3, 8, 20), world.Level(2, 4, 12, 30), world.FULL]
 
 
 def sql_words() -> list[str]:
@@ -92,13 +92,29 @@ def blocks(rng: random.Random) -> list[Piece]:
     return [(block, False), *[(block, True)] * (REPEATED // len(block.split()) - 1)]
 
 
+def lookups(rng: random.Random) -> list[Piece]:
+    """Keys and their values in random order, always with the same words between the two.
+
+    What a query has for a jargon word is found in the same way.
+    """
+    n, gap = rng.randint(2, 4), rng.randint(0, GAP)
+    words = rng.sample(sql_words(), 2 * n + gap + 1)
+    keys, values, between = words[:n], words[n : 2 * n], words[2 * n : -1]
+    document, known = [(words[-1], False)], set()
+    for _ in range(REPEATED // (gap + 3)):
+        key, value = rng.choice(list(zip(keys, values)))
+        document += [(" ".join([key, *between]), False), (value, key in known), (words[-1], False)]
+        known.add(key)
+    return document
+
+
 def draw_documents(rng: random.Random, level: int, n: int) -> list[list[Piece]]:
-    """n documents of one kind, which a batch should be: repeated blocks, questions alone, or pairs."""
-    kind, copying = rng.random(), COPYING if level else COPYING_FIRST
-    if kind < copying:
-        return [blocks(rng) for _ in range(n)]
-    kind = inputs if kind < copying + WRITING else pairs
-    return [kind(world.draw_database(rng, level=LEVELS[level]), rng) for _ in range(n)]
+    """n documents of one kind, which a batch should be. SHARES: how often on the first level, and later."""
+    [kind] = rng.choices(list(SHARES), [shares[level > 0] for shares in SHARES.values()])
+    if kind in ("blocks", "lookups"):
+        return [{"blocks": blocks, "lookups": lookups}[kind](rng) for _ in range(n)]
+    make = {"inputs": inputs, "pairs": pairs}[kind]
+    return [make(world.draw_database(rng, level=LEVELS[level]), rng) for _ in range(n)]
 
 
 def as_batch(tokenizer: TextTokenizer, documents: list[list[Piece]]) -> tuple[Tensor, LabelBatch]:
@@ -144,11 +160,11 @@ def covered(document: list[Piece]) -> bool:
 
 
 def judged(level: int, n: int) -> list[list[Piece]]:
-    """n documents of validation databases, or of repeated blocks, of which only the last piece counts."""
+    """n documents of validation databases, of which only the last piece counts."""
     rng, found = random.Random(f"learnt/{level}"), []
     while len(found) < n:
-        document = pairs(world.draw_database(rng, "validation", LEVELS[level]), rng) if level else blocks(rng)
-        if not level or covered(document):
+        document = pairs(world.draw_database(rng, "validation", LEVELS[level]), rng)
+        if covered(document):
             found.append([*((text, False) for text, _ in document[:-1]), document[-1]])
     return found
 
@@ -166,8 +182,11 @@ def learnt(model: nn.Module, tokenizer: TextTokenizer, level: int, n: int) -> fl
 
 
 def next_level(level: int, percents: list[float]) -> int:
-    """The level after pieces of training on this one that ended with so many percent learnt."""
-    enough = percents[-1] >= (LEARNT if level else COPIES) or len(percents) >= TRIES
+    """The level after pieces of training on this one that ended with so many percent learnt.
+
+    Who cannot look up what a word means, which the first one teaches, learns nothing on the others.
+    """
+    enough = percents[-1] >= LEARNT or (level > 0 and len(percents) >= TRIES)
     return min(level + enough, len(LEVELS) - 1)
 
 
