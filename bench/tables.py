@@ -165,6 +165,7 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "bench-parity": ("The same numbers as transformers", parity_table),
     "bench-train": ("Training and labelling speed", train_table),
     "bench-real": ("The real model beside transformers", train_table),
+    "bench-real-cuda": ("The real model beside transformers, on CUDA", train_table),
     "bench-sampling": ("Decoding speed, tokens per second", sampling_table),
     "bench-labels": ("Cost of soft labels", labels_table),
     "bench-parts": ("Losses by parts of the logits", parts_table),

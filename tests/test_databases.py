@@ -216,8 +216,9 @@ def test_batches_are_of_one_kind_and_copying_comes_first(tokenizer):
                     "pairs" if words[-1] == ")" and len(documents[0]) == 19 else "blocks")
             found[kind] += 1
         return found
-    first, later = kinds(0), kinds(1)
-    assert first["blocks"] > 30 and first["lookups"] > 70 and not first["inputs"] and first["pairs"] > 20
+    first, second, later = kinds(0), kinds(1), kinds(2)
+    assert first["blocks"] > 130 and first["pairs"] > 20 and first["inputs"] + first["lookups"] < 5
+    assert second["blocks"] > 30 and second["lookups"] > 70 and second["pairs"] > 20 and second["inputs"] < 5
     assert later["blocks"] > 1 and later["lookups"] > 5 and later["inputs"] > 1 and later["pairs"] > 130
 
 
@@ -263,9 +264,10 @@ def test_learnt_counts_whole_last_queries_that_examples_cover(tokenizer):
         said = {word for text, _ in before for word in text.split()}
         assert all(word in said for word in question.split() if word in world.NONSENSE)
     assert [sql_text.next_level(2, percents) for percents in ([96.9], [97.0], [1.0] * 2, [1.0] * 3)] == [2, 3, 2, 3]
-    assert sql_text.next_level(0, [1.0] * 9) == 0 and sql_text.next_level(0, [97.0]) == 1
+    assert [sql_text.next_level(level, [1.0] * 9) for level in (0, 1)] == [0, 1]
+    assert sql_text.next_level(0, [90.0]) == 1 and sql_text.next_level(1, [97.0]) == 2
     assert sql_text.next_level(len(sql_text.LEVELS) - 1, [100.0]) == len(sql_text.LEVELS) - 1
-    pieces = (len(sql_text.LEVELS) - 2) * sql_text.TRIES  # after as many the hardest level follows the first one in any case
+    pieces = (len(sql_text.LEVELS) - 3) * sql_text.TRIES  # after as many the hardest level follows the first two in any case
     assert pieces <= bases.PIECES - bases.LAST
 
 
@@ -279,7 +281,7 @@ def tiny_decoder(tokenizer, seed: int) -> Decoder:
 
 def test_the_loss_falls(tokenizer):
     settings = FitSettings(lr=1e-2, batch_size=2, loss="hard", optimiser="muon", precision="fp32")
-    history = fit(tiny_decoder(tokenizer, 0), sql_text.SqlText(tokenizer, 1, 60, 2, 0), settings)
+    history = fit(tiny_decoder(tokenizer, 0), sql_text.SqlText(tokenizer, 2, 60, 2, 0), settings)
     assert history[0] > 3 and history[-1] < history[0] - 0.5
 
 

@@ -1,9 +1,9 @@
 """The text of the base data/pocket-sql: databases of `databases.py`, each with questions and queries.
 
 A document has a schema and DOCUMENT questions with their queries. All queries count in the loss, so that one
-document is practice with 0, 1, 2 … examples. Repeated blocks of random words, and lookups of values by their
-keys, come first: from databases alone it learnt neither to copy nor, once it could, what jargon means. Then
-databases grow, level by level, each begun when the last is learnt.
+document is practice with 0, 1, 2 … examples. Repeated blocks of random words come first, then lookups of
+values by their keys: from databases alone it learnt neither to copy nor, once it could, what jargon means.
+Then databases grow, level by level, each begun when the last is learnt.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ DOCUMENT = 9  # questions: the last one has eight examples
 EXAMPLES = (0, 1, 2, 4, 8)  # in the prompts of the held-out figures
 SHORTEST, LONGEST, REPEATED = 4, 12, 64  # words of a random block, and with all its repeats
 GAP = 3  # the most words between a key and its value
-SHARES = {"blocks": (0.3, 0.05), "lookups": (0.5, 0.1), "inputs": (0.0, 0.05), "pairs": (0.2, 0.8)}
-LEARNT = 97.0  # percent from which the next level begins
-TRIES = 3  # pieces of training after which it begins anyway, if it is not the first
-LEVELS = [world.Level(1, 2, 4, 8, 1), world.Level(1, 2, 4, 8, 3), world.Level(1, 3, 6, 15, 7),
+KINDS = ("blocks", "lookups", "inputs", "pairs")  # of documents, and their shares on the first levels
+SHARES = [(0.8, 0.0, 0.0, 0.2), (0.3, 0.5, 0.0, 0.2), (0.05, 0.1, 0.05, 0.8)]  # …, and on all later ones
+LEARNT, COPIES = 97.0, 90.0  # percent from which the next level begins; of the first one, of copies
+TRIES = 3  # pieces of training after which it begins anyway, if copying and looking up are learnt
+LEVELS = [*[world.Level(1, 2, 4, 8, 1)] * 2, world.Level(1, 2, 4, 8, 3), world.Level(1, 3, 6, 15, 7),
           world.Level(1, 3, 8, 20), world.Level(2, 4, 12, 30), world.FULL]
 
 
@@ -109,8 +110,8 @@ def lookups(rng: random.Random) -> list[Piece]:
 
 
 def draw_documents(rng: random.Random, level: int, n: int) -> list[list[Piece]]:
-    """n documents of one kind, which a batch should be. SHARES: how often on the first level, and later."""
-    [kind] = rng.choices(list(SHARES), [shares[level > 0] for shares in SHARES.values()])
+    """n documents of one kind, which a batch should be."""
+    [kind] = rng.choices(KINDS, SHARES[min(level, len(SHARES) - 1)])
     if kind in ("blocks", "lookups"):
         return [{"blocks": blocks, "lookups": lookups}[kind](rng) for _ in range(n)]
     make = {"inputs": inputs, "pairs": pairs}[kind]
@@ -160,11 +161,11 @@ def covered(document: list[Piece]) -> bool:
 
 
 def judged(level: int, n: int) -> list[list[Piece]]:
-    """n documents of validation databases, of which only the last piece counts."""
+    """n documents of validation databases, or of repeated blocks, of which only the last piece counts."""
     rng, found = random.Random(f"learnt/{level}"), []
     while len(found) < n:
-        document = pairs(world.draw_database(rng, "validation", LEVELS[level]), rng)
-        if covered(document):
+        document = pairs(world.draw_database(rng, "validation", LEVELS[level]), rng) if level else blocks(rng)
+        if not level or covered(document):
             found.append([*((text, False) for text, _ in document[:-1]), document[-1]])
     return found
 
@@ -184,9 +185,9 @@ def learnt(model: nn.Module, tokenizer: TextTokenizer, level: int, n: int) -> fl
 def next_level(level: int, percents: list[float]) -> int:
     """The level after pieces of training on this one that ended with so many percent learnt.
 
-    Who cannot look up what a word means, which the first one teaches, learns nothing on the others.
+    Who can neither copy nor look up what a word means, which the first two teach, learns nothing later.
     """
-    enough = percents[-1] >= LEARNT or (level > 0 and len(percents) >= TRIES)
+    enough = percents[-1] >= (LEARNT if level else COPIES) or (level > 1 and len(percents) >= TRIES)
     return min(level + enough, len(LEVELS) - 1)
 
 

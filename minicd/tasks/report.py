@@ -30,10 +30,22 @@ def columns(records: Sequence[Record], titles: dict[str, str]) -> str:
     rows = [[title, records[0]["paper"].get(name, ""),
              *(pm(record["metrics"][name]) if name in record["metrics"] else "" for record in records)]
             for name, title in titles.items() if any(name in record["metrics"] for record in records)]
-    minutes = [f"{max(record['minutes']['total']):.0f}" for record in records]
-    runs = "\n".join(f"* {name}: {count_seeds(record)} by `{record['command']}` on {record['hardware']}, "
-                     f"commit {record['commit']}" for name, record in zip(names, records))
+    minutes = [least_to_most(record["minutes"]["total"]) for record in records]
+    runs = "\n".join(f"* {name}: {made_by(record)}" for name, record in zip(names, records))
     return f"{table(['', 'paper', *names], [*rows, ['minutes a seed, all stages', '', *minutes]])}\n\n{runs}"
+
+
+def made_by(record: Record) -> str:
+    """Seeds, command, hardware and commits; of several commands the first, since results/ has all."""
+    first, *others = record["command"].split("; ")
+    return (f"{count_seeds(record)}{', the first' * bool(others)} by `{first}` on {record['hardware']}, "
+            f"commit {record['commit']}")
+
+
+def least_to_most(minutes: Sequence[float]) -> str:
+    """Seeds of a record may be from different machines: their mean would say nothing."""
+    least, most = min(minutes), max(minutes)
+    return f"{least:.0f}–{most:.0f}" if most > 2 * least else f"{most:.0f}"
 
 
 def pm(metric: dict[str, Any], digits: int = 1) -> str:
@@ -186,7 +198,7 @@ def bullet(name: str, kind: Any, record: Record) -> str:
     """A record in a line of README, where its experiment has one."""
     line, scale = kind.headline(record), record["scale"]
     how = "" if scale == next(iter(kind.SCALES)) else f" --scale {scale}"
-    return f"* **{kind.TITLE}**, `python train.py --task {name}{how}`: {line}" if line else ""
+    return f"* **{kind.TITLE.split(' (')[0]}**, `python train.py --task {name}{how}`: {line}" if line else ""
 
 
 def rebuild(root: Path, tasks: dict[str, Any], bench: dict[str, tuple[str, Callable[[Record], str]]]) -> None:
