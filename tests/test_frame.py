@@ -265,6 +265,14 @@ def test_a_table_with_a_column_for_each_record():
     assert "* SmolLM2-135M: 2 seeds by `python train.py --scale smollm2`" in text
 
 
+def test_seeds_of_different_machines_are_not_averaged():
+    joined = {"scale": "pocket", "seeds": [0, 1], "metrics": {}, "paper": {}, "minutes": {"total": [182.6, 6.7]},
+              "command": "python train.py; python train.py --seeds 1 --join", "hardware": "a CPU; a GPU", "commit": "abc; def"}
+    text = columns([joined], {})
+    assert "| minutes a seed, all stages |  | 7–183 |" in text
+    assert "* pocket: 2 seeds, the first by `python train.py` on a CPU; a GPU, commit abc; def" in text
+
+
 def test_a_record_that_only_the_readme_cannot_show_is_named(tmp_path):
     class Front(Next):
         RECORDS = ("pocket",)
