@@ -20,7 +20,8 @@ class Flags:
     """What every run has, whatever the experiment."""
 
     task: str = option("", f"the experiment: {', '.join(TASKS)}; with --help, its settings too")
-    out: str = option("", "run folder, runs/TASK unless told otherwise; a rerun resumes what it finds there")
+    out: str = option("", "run folder, runs/TASK unless told otherwise, runs/TASK-quick with --quick; a "
+                     "rerun resumes what it finds there")
     seeds: list[int] = option(lambda: [0], "a run for each; several give mean and spread", least=0,
                              most=2**32 - 1)
     device: str = option("auto", "cpu, cuda, or auto: cuda where there is one")

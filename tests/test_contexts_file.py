@@ -84,6 +84,7 @@ def test_messages_need_a_chat_template(file):
     ('"words.txt"', '{examples = ["a"], write = 9, field = "q"}', "field belongs to a file"),
     ('field = "q"', 'field = "qq"', "rows.jsonl: line 1: it has no field 'qq'"),
     ('reference = "a"', 'reference = "b"', "rows.jsonl: line 1: it has no field 'b'"),
+    ('{file = "rows.jsonl", field = "q", reference = "a"}', '"rows.jsonl"', "rows.jsonl are JSON: name the field of the input"),
     ('"words.txt"', '{file = "words.txt", self_study = true}', "self_study belongs to examples"),
     ('{file = "rows.jsonl", field = "q", reference = "a"}', '{examples = ["a"], write = 9, self_study = true}',
      "contexts.two.inputs.self_study: the teacher's prompt must be a text"),

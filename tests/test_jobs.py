@@ -4,6 +4,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -69,6 +70,21 @@ def test_a_killed_helper_is_a_sentence(on_interrupt):
         with helpers(1) as submit:
             assert submit(state).result()[2] == "SIG_IGN"
             submit(die).result()
+
+
+def test_a_second_interrupt_leaves_no_helper_behind(on_interrupt):
+    on_interrupt(signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt):
+        with helpers(1) as submit:
+            assert submit(shout, "one").result() == "ONE"
+            submit(time.sleep, 60)
+            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()  # while the helper is waited for
+            raise KeyboardInterrupt
+    deadline = time.monotonic() + 20
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not multiprocessing.active_children()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_as_many_jobs_as_cores():

@@ -375,6 +375,17 @@ def test_flags_that_are_missing_or_name_nothing(run, tmp_path):
     assert "--contexts is missing" in run("eval", "--model", ROOT / "data" / "pocket")
 
 
+def test_a_model_that_is_not_there_is_named_with_the_file(run, tmp_path):
+    path = contexts(tmp_path)
+    path.write_text('model = "data/nowhere"\n' + path.read_text())
+    assert f"{path}: model: data/nowhere is " in run("train", "--contexts", path, "--out", tmp_path / "run", *SMALL)
+
+
+def test_words_that_the_model_does_not_know_are_pointed_out(run, tmp_path):
+    told = run("train", "--contexts", contexts(tmp_path, teacher='"swap : {input}"'), "--out", tmp_path / "run", *SMALL)
+    assert "unknown words     'swap'" in told
+
+
 def test_few_inputs_and_a_system_prompt_of_the_template_are_pointed_out(run, tmp_path, capsys):
     told = run("train", "--contexts", contexts(tmp_path, inputs='["a b", "b c", "d a"]'), "--out", tmp_path / "run", *SMALL)
     assert "my.toml: contexts.mine.inputs: 3 different inputs are few; of these 1 are held out" in told

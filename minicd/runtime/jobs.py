@@ -42,10 +42,11 @@ def helpers(jobs: int) -> Iterator[Callable[..., Future]]:
         raise ValueError("a helper process was killed, or memory ran out; the same command goes on from the "
                          "last checkpoint; with --jobs 1 it needs less memory") from None
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for helper in multiprocessing.active_children():
-            helper.join(0.2)  # after Ctrl-C it notes its time
-            helper.terminate()
+        with no_interrupts():  # a second Ctrl-C would leave helpers behind, for which the program waits
+            pool.shutdown(wait=False, cancel_futures=True)
+            for helper in multiprocessing.active_children():
+                helper.join(0.2)  # after Ctrl-C it notes its time
+                helper.terminate()
 
 
 def submit(pool: ProcessPoolExecutor, function: Callable, *arguments: Any) -> Future:
@@ -61,6 +62,19 @@ def hold_interrupts(hold: bool) -> None:
     """Processes that are started meanwhile inherit it."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_BLOCK if hold else signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+@contextmanager
+def no_interrupts() -> Iterator[None]:
+    """Inside, Ctrl-C does nothing."""
+    if threading.current_thread() is not threading.main_thread():  # which alone sees it, and may change that
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def begin(threads: int, line: Any, lock: Any) -> None:

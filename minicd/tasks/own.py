@@ -103,7 +103,12 @@ class Own(Experiment):
 
     @cached_property
     def loaded(self) -> tuple[nn.Module, TextTokenizer]:
-        model, tokenizer = super().loaded
+        try:
+            model, tokenizer = super().loaded
+        except ValueError as error:
+            if self.settings.model == self.file.model:
+                raise ValueError(f"{self.file.path}: model: {error}") from None
+            raise
         end_plainly(self.file, model, tokenizer)
         return model, tokenizer
 

@@ -364,6 +364,8 @@ def one_item(context: Context, tokenizer: TextTokenizer, teacher: nn.Module, set
     parts = {"teacher prompt": context.teachers[0](x), "completion": tokenizer.decode(completion),
              "extracted answer": tokenizer.decode(kept) if answer else "(none)",
              "student prompt": context.student(x)}
+    if unknown := tokenizer.unknown_words(parts["teacher prompt"]):
+        parts["unknown words"] = ", ".join(map(repr, unknown))
     if kept:
         logits = ensemble_logits(teacher, [[prompt]], [answer.completion], [answer.kept],
                                  settings.precision)[0][:1]

@@ -20,7 +20,7 @@ With `self_study = true` beside `write`, the model reads the teacher's prompt up
 questions about a page that stands there. `rules` are measured, not taught; what an answer must never have is
 looked for in capitals and inside words, too.
 `unrelated`, inputs too, are prompts on which nothing should change; `template` holds further variables of the
-chat template, the same for teacher and student. Relative paths start at the file.
+chat template, the same for teacher and student. Relative paths start at the file, a model's at the project.
 """
 
 from __future__ import annotations
@@ -273,6 +273,8 @@ def read_source(place: Place, raw: Any) -> Source:
     found = Source([line for _, line in rows])
     if "field" in raw or "reference" in raw:
         found = read_fields(place, file, rows, raw)
+    elif file.suffix == ".jsonl":
+        place.wrong(f"the lines of {file} are JSON: name the field of the input, field = \"…\"")
     return found if found.texts else place.wrong(f"{file} has no inputs")
 
 
