@@ -109,12 +109,15 @@ def lookups(rng: random.Random) -> list[Piece]:
     return document
 
 
+WITHOUT_DATABASE = {"blocks": blocks, "lookups": lookups}
+
+
 def draw_documents(rng: random.Random, level: int, n: int) -> list[list[Piece]]:
     """n documents of one kind, which a batch should be."""
     [kind] = rng.choices(KINDS, SHARES[min(level, len(SHARES) - 1)])
-    if kind in ("blocks", "lookups"):
-        return [{"blocks": blocks, "lookups": lookups}[kind](rng) for _ in range(n)]
-    make = {"inputs": inputs, "pairs": pairs}[kind]
+    if kind in WITHOUT_DATABASE:
+        return [WITHOUT_DATABASE[kind](rng) for _ in range(n)]
+    make = inputs if kind == "inputs" else pairs
     return [make(world.draw_database(rng, level=LEVELS[level]), rng) for _ in range(n)]
 
 

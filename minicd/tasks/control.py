@@ -310,8 +310,9 @@ class Control(Experiment):
     def headline(cls, record: Record) -> str:
         end = "" if "after" in record["metrics"] else "_negative"
         after, teacher, before = (pm(record["metrics"][row + end]) for row in ("after", "teacher", "before"))
-        return (f"{after} % of the endings as wanted, {teacher} % with the steering prompt, {before} % "
-                "before (paper: 96, 94, 24)")
+        judge = ", judge from `--data`" if record["settings"]["data"] else ""  # which decides what is wanted
+        return (f"{after} % of endings as wanted, {teacher} steered, {before} before "
+                f"(paper: 96, 94, 24){judge}")
 
 
 def judge_line(record: Record) -> str:
