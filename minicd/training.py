@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .runtime.device import autocast
 from .runtime.files import all_tensors, atomic_safetensors, open_safetensors
+from .runtime.half import HalfCopy
 from .runtime.lean import checkpointed_blocks, loss_per_token, micro_batches
 from .runtime.lora import adapters
 from .runtime.muon import Muon
@@ -38,7 +39,7 @@ class FitSettings:
     jsd_beta: float = 0.5  # of the loss jsd
     dropout: float | None = None  # None: what the model's config says
     optimiser: str = "adamw"  # or muon: for the layers' matrices (Jordan et al., 2024), AdamW for the rest
-    precision: str = "auto"  # auto, bf16 or fp32; master weights are always fp32
+    precision: str = "auto"  # auto, fp32, bf16, or bf16-weights: masters, which learn, are always fp32
     lora_rank: int = 0  # of low-rank adapters on the layers' matrices, which alone learn; 0: everything does
     micro_batch: int = 0  # rows whose activations are in memory together; 0: the whole batch
     checkpointing: bool = False  # compute each block's activations again in backward, to save memory
@@ -106,6 +107,7 @@ class Run:
                  checkpoint: Path | None, tokens_per_batch: float | None = None):
         self.model, self.settings, self.steps, self.checkpoint = model, settings, steps, checkpoint
         self.tokens_per_batch = tokens_per_batch
+        self.half = HalfCopy(model) if settings.precision == "bf16-weights" else None
         self.optimisers = make_optimisers(model, settings)
         self.loss = find_loss(settings.loss, settings.jsd_beta)
         self.device = next(model.parameters()).device
@@ -115,6 +117,7 @@ class Run:
         torch.manual_seed(seed)
         if checkpoint and checkpoint.exists():
             self.load()
+        self.working = self.half.model if self.half else model  # what computes
 
     def update(self, prompts: Tensor, labels: LabelBatch) -> Tensor:
         """One optimiser step; returns the batch's loss, still on the device."""
@@ -129,12 +132,14 @@ class Run:
         """Add the gradient of the loss on these rows, of a batch with so many tokens; returns the loss."""
         with autocast(self.device, self.settings.precision):
             if self.products is None:
-                self.products = fastest(self.model, prompts.numel() + labels.tokens.numel())
-        with chosen_products(self.model, self.products):
+                self.products = fastest(self.working, prompts.numel() + labels.tokens.numel())
+        with chosen_products(self.working, self.products):
             with autocast(self.device, self.settings.precision):
-                per_token = loss_per_token(self.model, prompts, labels, self.loss)
+                per_token = loss_per_token(self.working, prompts, labels, self.loss)
             loss = mean_over_answers(per_token, labels.mask, tokens)
             loss.backward()
+        if self.half:
+            self.half.hand_over()
         return loss.detach()
 
     def optimise(self) -> None:
@@ -146,6 +151,8 @@ class Run:
                 group["lr"] = learning_rate(self.step, self.steps, self.settings)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
+        if self.half:
+            self.half.follow()
         self.step += 1
 
     def tensors(self) -> dict[str, Tensor]:
@@ -186,6 +193,8 @@ class Run:
         """Take step, losses, weights, optimisers and random state from a checkpoint."""
         self.step, self.history = progress
         self.model.load_state_dict({n[6:]: v for n, v in state.items() if n.startswith("model.")})
+        if self.half:
+            self.half.follow()
         for name, parameter in self.model.named_parameters():
             for optimiser in self.optimisers:
                 if any(parameter is p for group in optimiser.param_groups for p in group["params"]):

@@ -58,6 +58,13 @@ def test_the_training_peak_is_within_a_quarter_of_the_measured_one(name, how):
     assert 0.75 < ratio(MODELS[name](), Batch(16, 40, 12), **how) < 1.25
 
 
+@pytest.mark.parametrize("how", [{}, {"micro_batch": 4}, {"lora_rank": 4}, {"optimiser": "muon"}], ids=str)
+@pytest.mark.parametrize("name", MODELS)
+def test_so_it_is_with_weights_of_half_precision(name, how):
+    model = MODELS[name]().bfloat16()
+    assert 0.75 < ratio(model, Batch(16, 40, 12), precision="bf16-weights", **how) < 1.25
+
+
 @pytest.mark.parametrize("loss, kind", [("topk", "top"), ("exact", "exact"), ("jsd", "exact")])
 def test_so_it_is_with_losses_that_copy_the_logits(loss, kind):
     assert 0.75 < ratio(MODELS["small Llama"](), Batch(16, 20, 60), kind, loss=loss) < 1.25

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+PRECISIONS = ("auto", "bf16", "fp32", "bf16-weights")
+
 
 def pick_device(name: str = "auto") -> torch.device:
     """auto: CUDA if available, else the CPU. Raises ValueError for an unknown device or absent CUDA."""
@@ -32,8 +34,8 @@ def find_device(device: str | torch.device, flag: str = "") -> torch.device:
 
 def pick_precision(device: torch.device, precision: str | None = "auto") -> str | None:
     """auto → bf16 where the device has units for it, else fp32. ValueError for unknown names."""
-    if precision not in (None, "auto", "bf16", "fp32"):
-        raise ValueError(f"precision {precision!r} is unknown; known: auto, bf16, fp32")
+    if precision not in (None, *PRECISIONS):
+        raise ValueError(f"precision {precision!r} is unknown; known: {', '.join(PRECISIONS)}")
     if precision != "auto":
         return precision
     if device.type == "cuda":
@@ -45,8 +47,12 @@ def pick_precision(device: torch.device, precision: str | None = "auto") -> str 
 
 def autocast(device: torch.device, precision: str | None = "auto"):
     """A context where matrix products run in bf16, or with fp32 and None in the precision of the weights."""
-    bf16 = pick_precision(device, precision) == "bf16"
-    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+    return torch.autocast(device.type, torch.bfloat16) if in_bf16(device, precision) else nullcontext()
+
+
+def in_bf16(device: torch.device, precision: str | None = "auto") -> bool:
+    """Whether matrix products then run in bf16."""
+    return pick_precision(device, precision) in ("bf16", "bf16-weights")
 
 
 def hardware(device: torch.device) -> str:

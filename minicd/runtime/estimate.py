@@ -17,7 +17,7 @@ from typing import Any, Iterable
 import torch
 from torch import nn
 
-from .device import pick_precision
+from .device import in_bf16
 from .lean import LOGITS_AT_ONCE, PART
 
 COPIES = {"empirical": 1, "hard": 1, "topk": 4, "exact": 6, "reverse": 6, "jsd": 10}  # of the logits, by loss
@@ -100,13 +100,14 @@ def training(model: nn.Module, batch: Batch, how: Any, device: torch.device,
 
     `how`: FitSettings. `label`: the tokens that a soft label names. The model may be on the meta device.
     """
-    c, bf16 = model.config, pick_precision(device, how.precision) == "bf16"
+    c, bf16 = model.config, in_bf16(device, how.precision)
+    half = how.precision == "bf16-weights"  # then what the teacher and the student compute with
     part = replace(batch, rows=min(batch.rows, how.micro_batch or batch.rows))
     wide, tokens, label = 4 - 2 * bf16, part.rows * part.answer, min(label, c.vocab_size)
     everything, learnt, states, step, merged = parameters(model, how)
     by_parts = tokens * c.vocab_size > LOGITS_AT_ONCE
     head = 0 if how.lora_rank else 4 * c.vocab_size * c.d_model  # a gradient by itself
-    need = {"weights": 4 * everything + 4 * (learnt if how.lora_rank else everything) + 2 * bf16 * everything,
+    need = {"weights": (4 - 2 * half) * everything + 4 * learnt + 2 * (learnt if half else bf16 * everything),
             "optimiser": states, "gradients": 4 * learnt,
             "activations": kept_bytes(c, part, wide, bf16 and device.type == "cpu", how),
             "logits": loss_bytes(c, tokens, how.loss, label, wide, by_parts),
@@ -142,7 +143,7 @@ def parameters(model: nn.Module, how: Any) -> tuple[int, int, int, int, int]:
 
 def practising(model: nn.Module, batch: Batch, settings: Any, items: int, device: torch.device) -> float:
     """Bytes at the peak of practice, besides teacher and student. `settings`: PracticeSettings."""
-    c, bf16 = model.config, pick_precision(device, settings.precision) == "bf16"
+    c, bf16 = model.config, in_bf16(device, settings.precision)
     wide, chunk = 4 - 2 * bf16, min(settings.chunk, items)
     rows, prompt, answer = min(AT_ONCE, chunk), batch.teacher_prompt, batch.answer
     packed = wide * sum(p.numel() for p in model.parameters()) * (device.type == "cpu")

@@ -32,9 +32,10 @@ class LowRank(nn.Linear):
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """The plain layer that computes the same, with a weight of its own."""
+        """The plain layer that computes the same, with a weight of its own, in the precision of W."""
         layer = nn.Linear(self.in_features, self.out_features, device="meta")
-        layer.weight = nn.Parameter(self.weight + self.scale * self.lora_b @ self.lora_a)
+        weight = self.weight + self.scale * self.lora_b @ self.lora_a
+        layer.weight = nn.Parameter(weight.to(self.weight.dtype))
         layer.bias = self.bias
         return layer
 

@@ -116,7 +116,8 @@ class Experiment:
 
     @cached_property
     def loaded(self) -> tuple[nn.Module, TextTokenizer]:
-        return load(beside(self.settings.model), self.device)
+        half = self.settings.precision == "bf16-weights"
+        return load(beside(self.settings.model), self.device, torch.bfloat16 if half else None)
 
     @property
     def base(self) -> nn.Module:

@@ -15,6 +15,7 @@ from typing import Any, Callable, Iterable, NoReturn
 
 from ..distill import PracticeSettings
 from ..losses import LOSSES, check_labels, label_kind
+from ..runtime.device import PRECISIONS
 from ..runtime.files import read_checked
 from ..runtime.progress import printable
 from ..sampling import out_of_memory
@@ -22,7 +23,6 @@ from ..training import OPTIMISERS, FitSettings
 from .record import ROOT
 
 KINDS = {"int": int, "float": float, "str": str, "bool": bool, "list[int]": int}
-PRECISIONS = ("auto", "bf16", "fp32")
 LARGEST = 10**9  # of a whole number without a limit of its own: nobody waits for more
 
 
@@ -125,7 +125,8 @@ class RunSettings:
     """Settings of every experiment. A subclass may give its fields other defaults."""
 
     scale: str = option("pocket", "pocket, or another preset of the experiment; flags change its settings")
-    precision: str = option("auto", "bf16, fp32, or auto: what is fast on this machine; weights stay in fp32",
+    precision: str = option("auto", "bf16, fp32, or auto: what is fast on this machine; bf16-weights: not only "
+                            "products, the weights, too, beside fp32 masters of those that learn",
                             choices=PRECISIONS)
     save_every: float = option(30.0, "between checkpoints, from which an interrupted run goes on", least=0,
                                unit="seconds", free=True)
