@@ -22,6 +22,7 @@ from minicd.hf.checkpoint import load, save
 from minicd.runtime import files
 from minicd.t5 import initialise
 from minicd.tasks import own
+from minicd.tasks.folder import RunFolder
 from minicd.tasks.parts import inputs, own_forgetting, own_measures
 from minicd.tasks.parts.contexts_file import read_contexts
 from minicd.tasks.parts.inputs import pool, words
@@ -204,6 +205,20 @@ def test_a_run_is_made_measured_and_measured_again(run, tmp_path, monkeypatch):
     file.write_text(file.read_text() + "\n")
     again = run("train", "--contexts", file, "--out", out, "--stop-at-best", "--supervised", *SMALL)
     assert "is not as it was when this run began" in again
+
+
+def test_inputs_that_changed_since_the_run_began_are_noticed(tmp_path):
+    lines, file = tmp_path / "lines.txt", contexts(tmp_path, inputs='"lines.txt"')
+    lines.write_text("".join(f"{a} {b}\n" for a in "abcd" for b in "abcd"))
+    settings = own.OwnSettings(contexts=str(file), model=str(ROOT / "data" / "pocket"), precision="fp32")
+
+    def begun() -> own.Own:
+        return own.Own(settings, 0, RunFolder(tmp_path / "run", torch.device("cpu")))
+    begun().make(next(begun().stages()))
+    begun().prepare()
+    lines.write_text("a b\nb a\n")
+    with pytest.raises(ValueError, match="my.toml: contexts.mine.inputs: they are not those with which this run began"):
+        begun().prepare()
 
 
 def test_a_run_that_is_killed_at_ten_moments_ends_as_one_that_is_not(run, tmp_path, monkeypatch):

@@ -118,12 +118,16 @@ class Own(Experiment):
 
     def prepare(self) -> None:
         """Say what would surprise. Raises ValueError where the file is not as it was when the run began."""
-        checksum = file_checksum(self.file.path)
-        if self.folder.file("inputs") and self.folder.get("inputs")["checksum"] != checksum:
+        kept = self.folder.get("inputs") if self.folder.file("inputs") else {}
+        if kept and kept["checksum"] != file_checksum(self.file.path):
             raise ValueError(f"{self.file.path} is not as it was when this run began; choose another folder "
                              "with --out")
         for name, named in self.file.contexts.items():
-            n = len(distinct(named.source.texts))
+            texts = distinct(named.source.texts)
+            if kept and not named.source.write and kept["texts"][name] != texts:
+                raise ValueError(f"{named.place / 'inputs'}: they are not those with which this run began; "
+                                 "choose another folder with --out")
+            n = len(texts)
             if not (named.source.write or named.tests.texts) and n < 2 * FEWEST:
                 tqdm.write(f"{named.place / 'inputs'}: {n} different inputs are few; of these {held_out(n)} "
                            f"are held out for the measures, and {FEWEST} would be better")
