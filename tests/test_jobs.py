@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from minicd.runtime.jobs import helpers, usual_jobs
+from minicd.runtime.jobs import helpers, later_interrupts, usual_jobs
 from minicd.runtime.memory import glibc, keep_memory, return_memory
 
 
@@ -118,3 +118,12 @@ def test_memory_goes_back_between_stages(monkeypatch):
 
 def test_a_c_library_without_the_function_is_left_alone():
     glibc("no_such_function_of_glibc", 1)
+
+
+def test_ctrl_c_waits_while_a_helper_is_started():
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        with later_interrupts():
+            signal.raise_signal(signal.SIGINT)
+            seen.append("went on")
+    assert seen == ["went on"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler

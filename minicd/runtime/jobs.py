@@ -51,11 +51,28 @@ def helpers(jobs: int) -> Iterator[Callable[..., Future]]:
 
 def submit(pool: ProcessPoolExecutor, function: Callable, *arguments: Any) -> Future:
     """This may start a helper, for which Ctrl-C has to wait until it has begun: else it shows a traceback."""
-    hold_interrupts(True)
+    with later_interrupts():
+        hold_interrupts(True)
+        try:
+            return pool.submit(work, function, *arguments)
+        finally:
+            hold_interrupts(False)
+
+
+@contextmanager
+def later_interrupts() -> Iterator[None]:
+    """Inside, Ctrl-C waits, even where another thread receives it, in spite of the mask of this one."""
+    before, came = signal.getsignal(signal.SIGINT), []
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
     try:
-        return pool.submit(work, function, *arguments)
+        yield
     finally:
-        hold_interrupts(False)
+        signal.signal(signal.SIGINT, before)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def hold_interrupts(hold: bool) -> None:
