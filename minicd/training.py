@@ -108,6 +108,7 @@ class Run:
         self.model, self.settings, self.steps, self.checkpoint = model, settings, steps, checkpoint
         self.tokens_per_batch = tokens_per_batch
         self.half = HalfCopy(model) if settings.precision == "bf16-weights" else None
+        self.working = self.half.model if self.half else model  # what computes
         self.optimisers = make_optimisers(model, settings)
         self.loss = find_loss(settings.loss, settings.jsd_beta)
         self.device = next(model.parameters()).device
@@ -117,7 +118,6 @@ class Run:
         torch.manual_seed(seed)
         if checkpoint and checkpoint.exists():
             self.load()
-        self.working = self.half.model if self.half else model  # what computes
 
     def update(self, prompts: Tensor, labels: LabelBatch) -> Tensor:
         """One optimiser step; returns the batch's loss, still on the device."""

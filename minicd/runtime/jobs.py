@@ -42,7 +42,7 @@ def helpers(jobs: int) -> Iterator[Callable[..., Future]]:
         raise ValueError("a helper process was killed, or memory ran out; the same command goes on from the "
                          "last checkpoint; with --jobs 1 it needs less memory") from None
     finally:
-        with no_interrupts():  # a second Ctrl-C would leave helpers behind, for which the program waits
+        with interrupts_to(signal.SIG_IGN):  # a second Ctrl-C would leave helpers behind, and wait for them
             pool.shutdown(wait=False, cancel_futures=True)
             for helper in multiprocessing.active_children():
                 helper.join(0.2)  # after Ctrl-C it notes its time
@@ -62,36 +62,36 @@ def submit(pool: ProcessPoolExecutor, function: Callable, *arguments: Any) -> Fu
 @contextmanager
 def later_interrupts() -> Iterator[None]:
     """Inside, Ctrl-C waits, even where another thread receives it, in spite of the mask of this one."""
-    before, came = signal.getsignal(signal.SIGINT), []
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
+    came: list[int] = []
+    try:
+        with interrupts_to(lambda number, frame: came.append(number)):
+            yield
+    finally:
+        if came:
+            signal.raise_signal(signal.SIGINT)
+
+
+@contextmanager
+def interrupts_to(handler: Any) -> Iterator[None]:
+    """Inside, Ctrl-C calls this, unless it is ignored as in a script's background job.
+
+    The main thread alone sees it, and may change that.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
         yield
         return
-    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    signal.signal(signal.SIGINT, handler)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-        if came:
-            signal.raise_signal(signal.SIGINT)
 
 
 def hold_interrupts(hold: bool) -> None:
     """Processes that are started meanwhile inherit it."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_BLOCK if hold else signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
-@contextmanager
-def no_interrupts() -> Iterator[None]:
-    """Inside, Ctrl-C does nothing."""
-    if threading.current_thread() is not threading.main_thread():  # which alone sees it, and may change that
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def begin(threads: int, line: Any, lock: Any) -> None:

@@ -117,7 +117,7 @@ class Own(Experiment):
         return Chat.of(beside(self.settings.model)) if has_messages(self.file) else None
 
     def prepare(self) -> None:
-        """Say what would surprise. Raises ValueError where the file is not as it was when the run began."""
+        """Say what would surprise. Raises ValueError where file or inputs are not as they were."""
         kept = self.folder.get("inputs") if self.folder.file("inputs") else {}
         if kept and kept["checksum"] != file_checksum(self.file.path):
             raise ValueError(f"{self.file.path} is not as it was when this run began; choose another folder "

@@ -125,8 +125,8 @@ class RunSettings:
     """Settings of every experiment. A subclass may give its fields other defaults."""
 
     scale: str = option("pocket", "pocket, or another preset of the experiment; flags change its settings")
-    precision: str = option("auto", "bf16, fp32, or auto: what is fast on this machine; bf16-weights: not just "
-                            "products, the weights, too, beside fp32 masters of those that learn",
+    precision: str = option("auto", "bf16, fp32, or auto: what is fast on this machine; bf16-weights: not "
+                            "just products, the weights, too, beside fp32 masters of those that learn",
                             choices=PRECISIONS)
     save_every: float = option(30.0, "between checkpoints, from which an interrupted run goes on", least=0,
                                unit="seconds", free=True)
