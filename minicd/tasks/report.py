@@ -198,7 +198,9 @@ def bullet(name: str, kind: Any, record: Record) -> str:
     """A record in a line of README, where its experiment has one."""
     line, scale = kind.headline(record), record["scale"]
     how = "" if scale == next(iter(kind.SCALES)) else f" --scale {scale}"
-    return f"* **{kind.TITLE.split(' (')[0]}**, `python train.py --task {name}{how}`: {line}" if line else ""
+    seed = ", one seed" if len(record["seeds"]) == 1 else ""
+    title = kind.TITLE.split(" (")[0]
+    return f"* **{title}**, `python train.py --task {name}{how}`{seed}: {line}" if line else ""
 
 
 def rebuild(root: Path, tasks: dict[str, Any], bench: dict[str, tuple[str, Callable[[Record], str]]]) -> None:

@@ -82,5 +82,5 @@ def headline(record: Record) -> str:
     def both(row: str) -> str:
         return " and ".join(pm(record["metrics"][f"{row}_{name}_score"]) for name in (
             "paraphrase", "neighbourhood"))
-    return (f"paraphrase and neighbourhood score {both(students(record)[0])} %, {both('teacher')} with the "
-            "new fact in the prompt (paper: 79 and 48, 73 and 58)")
+    return (f"paraphrase and neighbourhood score {both(students(record)[0])} %, teacher {both('teacher')} "
+            "(paper: 79 and 48, 73 and 58)")
