@@ -55,6 +55,16 @@ def test_auto_is_bf16_on_cuda_where_it_is_not_emulated(monkeypatch, units):
     assert pick_precision(torch.device("cuda"), "bf16") == "bf16"
 
 
+@pytest.mark.parametrize("instructions", [True, False])
+@pytest.mark.parametrize("capability", ["AVX512", "AVX2", "DEFAULT"])
+def test_auto_is_bf16_on_a_cpu_that_has_and_may_use_its_instructions(monkeypatch, instructions, capability):
+    """ATEN_CPU_CAPABILITY may forbid them: then PyTorch's attention in bf16 ends with an error."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instructions)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    expected = "bf16" if instructions and capability == "AVX512" else "fp32"
+    assert pick_precision(torch.device("cpu")) == expected
+
+
 def test_what_could_steer_a_terminal_is_escaped():
     text = "red \x1b[31m, a bell \x07, back\r\b, \u202eturned\u202c, \ud800, \x9b2J\nnext line, é 日本 😀"
     shown = printable(text)

@@ -120,7 +120,8 @@ def test_a_c_library_without_the_function_is_left_alone():
     glibc("no_such_function_of_glibc", 1)
 
 
-def test_ctrl_c_waits_while_a_helper_is_started():
+def test_ctrl_c_waits_while_a_helper_is_started(on_interrupt):
+    on_interrupt(signal.default_int_handler)  # in a background job Ctrl-C is ignored
     seen = []
     with pytest.raises(KeyboardInterrupt):
         with later_interrupts():

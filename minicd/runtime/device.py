@@ -41,7 +41,8 @@ def pick_precision(device: torch.device, precision: str | None = "auto") -> str 
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)  # emulated, it is slower than fp32
     else:
-        fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+        fast = (getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+                and torch.backends.cpu.get_cpu_capability() == "AVX512")  # else PyTorch's bf16 kernels fail
     return "bf16" if fast else "fp32"
 
 
