@@ -189,6 +189,10 @@ def test_a_run_is_made_measured_and_measured_again(run, tmp_path, monkeypatch):
     said = run("train", "--contexts", file, "--out", out, "--stop-at-best", "--supervised", *SMALL)
     assert "teacher prompt    reverse : " in said and "student prompt    task : " in said
     record = json.loads((out / "record.json").read_text())
+    shown = record["item"].split("Answers to test inputs")[1]
+    assert [line[2:20].strip() for line in shown.split("\n") if line[:3].strip()] == [
+        "input", "base with prompt", "base", "student", "supervised"] * own.SHOWN
+    assert shown in said
     rows = record["measures"]["after"]["mine"]
     assert {"kl", "agreement", "identical", "rouge", "milliseconds", "tokens_saved"} <= set(rows) and "exact" not in rows
     assert rows["identical"][1] <= rows["identical"][0] <= rows["identical"][2] and record["files"]

@@ -36,6 +36,7 @@ from .settings import DistillSettings, EvalSettings, beside, option
 
 SMALL = 10_000_000  # parameters up to which a model stands ten times the learning rate
 FEWEST, UNRELATED = 50, 100  # held-out inputs of a context; unrelated prompts
+SHOWN = 3  # test inputs of a context whose answers are shown
 VALIDATED = 32  # validation inputs of a context, and at most a fifth of what is not tested
 PRESET = dict(practice_inputs=480, chunk=120, batch_size=16, save_every=300.0)  # of a model of 135 million
 WORKED = {"company": PRESET | {"max_new_tokens": 48}, "place": PRESET | {"max_new_tokens": 24},
@@ -146,6 +147,8 @@ class Own(Experiment):
             yield Stage("supervised", lambda: self.student("supervised", "hard"), ("after",))
             yield Stage("after_supervised", lambda: self.measure(self.folder.get("supervised")),
                         ("supervised",), measures.told)
+        last = "after_supervised" if self.settings.supervised else "after"
+        yield Stage("answers", self.answers, (last,), str)
 
     def inputs(self) -> dict[str, Any]:
         """The different inputs of each context, those that the model writes among them."""
@@ -220,6 +223,19 @@ class Own(Experiment):
     def measure(self, model: nn.Module) -> dict[str, Any]:
         texts = self.folder.get("inputs")["texts"]
         return measure(self.file, texts, self.base, model, self.tokenizer, self.chat, self.settings)
+
+    def answers(self) -> str:
+        """The first test inputs of each context, answered by the base and by the students."""
+        models = {name: self.folder.get(name) for name in ("student", "supervised") if self.folder.file(name)}
+        parts, texts = ["Answers to test inputs"], self.folder.get("inputs")["texts"]
+        for name, named in self.file.contexts.items():
+            tests = split(texts[name], named)[0][:SHOWN]
+            parts.append(measures.side_by_side({"base": self.base, **models}, self.tokenizer,
+                                               self.context(name, tests), tests, self.settings))
+        return "\n" + "\n\n".join(parts) + "\n"
+
+    def practice_item(self) -> str:
+        return super().practice_item() + self.folder.get("answers")
 
     def figures(self) -> dict[str, Any]:
         """Metrics by context, figure and time; with their intervals under `measures`."""

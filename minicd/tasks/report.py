@@ -119,6 +119,11 @@ def bars(columns: dict[str, list[float]], names: Sequence[str], path: Path, titl
     return picture(path, (7, 4), draw)
 
 
+def beneath(parts: dict[str, str]) -> str:
+    """Texts with their titles, one beneath the other."""
+    return "\n".join(f"  {title:18}" + text.replace("\n", "\n" + 20 * " ") for title, text in parts.items())
+
+
 def picture(path: Path, size: tuple[float, float], draw: Callable[[Any], None]) -> bool:
     """A PNG of what `draw(axes)` draws, where matplotlib is installed. Whether it was drawn."""
     try:

@@ -38,7 +38,7 @@ from ..tokenizer import TextTokenizer
 from ..training import FitSettings
 from .folder import NOTE, RunFolder
 from .record import ROOT, commit, make_record, runs_to_join
-from .report import minutes_line
+from .report import beneath, minutes_line
 from .settings import EvalSettings, RunSettings, beside, changes, differences, flag
 
 TRIED = 64  # inputs whose prompts show how long prompts are
@@ -371,8 +371,7 @@ def one_item(context: Context, tokenizer: TextTokenizer, teacher: nn.Module, set
         logits = ensemble_logits(teacher, [[prompt]], [answer.completion], [answer.kept],
                                  settings.precision)[0][:1]
         parts["its first label"] = label_text(tokenizer, soft_labels(logits, settings, generator))
-    return "\n".join(["", "One practice item", *(f"  {title:18}" + text.replace("\n", "\n" + 20 * " ")
-                                                for title, text in parts.items()), ""])
+    return f"\nOne practice item\n{beneath(parts)}\n"
 
 
 def shortened(item: str, longest: int = 30, first: int = 8, last: int = 10) -> str:

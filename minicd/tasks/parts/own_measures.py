@@ -14,7 +14,7 @@ from ...distill import Answer, Context, ensemble_logits
 from ...metrics import exact_match, rouge_l
 from ...sampling import generate, score
 from ...tokenizer import TextTokenizer
-from ..report import table
+from ..report import beneath, table
 from .contexts_file import Named
 from .forgetting import compare
 from .inputs import TRIES, finished_inputs, until_enough
@@ -128,6 +128,20 @@ def of_answers(base: nn.Module, model: nn.Module, tokenizer: TextTokenizer, cont
         points = [rouge_l(row[which], row[2]) for row in known]
         found[f"{name}reference_rouge"] = ratio(points, [1] * len(known), 100)
     return found
+
+
+def side_by_side(models: dict[str, nn.Module], tokenizer: TextTokenizer, context: Context, tests: list[str],
+                 settings: Any) -> str:
+    """Inputs and their greedy answers: the base's under both prompts, the others' under the student's."""
+    prompts = tokenizer.encode_all([context.student(x) for x in tests])
+    taught = teacher_answers(models["base"], tokenizer, context, tests, settings)
+    texts = [tokenizer.decode(answer.completion[answer.kept]) if answer else "(none)" for answer in taught]
+    said = {"input": tests, "base with prompt": texts}
+    for name, model in models.items():
+        written = generate(model, prompts, settings.max_new_tokens, 0, precision=settings.precision)
+        said[name] = [tokenizer.decode(y).strip() or "(nothing)" for y in written]
+    rows = [dict(zip(said, row)) for row in zip(*said.values())]
+    return "\n\n".join(map(beneath, rows))
 
 
 def kept(rules: dict[str, Callable[[str], bool]], texts: list[str]) -> dict[str, list[bool]]:
