@@ -141,7 +141,7 @@ TRANSFER = """
 """
 
 SQL = """
-* **The base** at pocket scale is our own decoder of half a million parameters instead of Incoder-6.7B. Its
+* **The base** at pocket scale is our own decoder of 0.85 million parameters instead of Incoder-6.7B. Its
   pretraining had the form of the task: generated databases with questions and queries one after another.
   The databases of the experiment were never in it; a hash of their content keeps them apart.
 * **The databases** are generated, too: what a question means depends on words and on a condition that are a
