@@ -102,9 +102,14 @@ def document(kind: str, rng: random.Random, level: int, split: str = "train") ->
     return inputs(database, rng) if kind == "inputs" else pairs(database, rng)[kind == "queries" :]
 
 
+def shares(level: int) -> tuple[float, ...]:
+    """Of KINDS."""
+    return SHARES[min(level, len(SHARES) - 1)]
+
+
 def draw_documents(rng: random.Random, level: int, n: int) -> list[list[Piece]]:
     """n documents of one kind, which a batch should be."""
-    [kind] = rng.choices(KINDS, SHARES[min(level, len(SHARES) - 1)])
+    [kind] = rng.choices(KINDS, shares(level))
     return [document(kind, rng, level) for _ in range(n)]
 
 
@@ -151,8 +156,8 @@ def covered(document: list[Piece]) -> bool:
 
 
 def judged(level: int, n: int) -> list[list[Piece]]:
-    """n documents as the level teaches them, of validation databases, of which only the last piece counts."""
-    rng, found, kind = random.Random(f"learnt/{level}"), [], {0: "blocks", 1: "queries"}.get(level, "pairs")
+    """n documents of the level's most frequent kind, on validation databases. Only the last piece counts."""
+    rng, found, (_, kind) = random.Random(f"learnt/{level}"), [], max(zip(shares(level), KINDS))
     while len(found) < n:
         drawn = document(kind, rng, level, "validation")
         if kind == "blocks" or covered(drawn):

@@ -72,6 +72,11 @@ def teacher_answers(base: nn.Module, tokenizer: TextTokenizer, context: Context,
     return [Answer.of(y, context.extract(y), why, tokenizer.eos_id) for y, why in zip(written, reasons)]
 
 
+def kept_texts(tokenizer: TextTokenizer, answers: list[Answer | None]) -> list[str | None]:
+    """f(y) as text, None where there is none."""
+    return [tokenizer.decode(a.completion[a.kept]).strip() if a else None for a in answers]
+
+
 def along_teacher(base: nn.Module, model: nn.Module, tokenizer: TextTokenizer, context: Context,
                   tests: list[str], answers: list[Answer | None], settings: Any) -> Figures:
     """KL(teacher ‖ student) and top-1 agreement at the tokens of the teacher's f(y)."""
@@ -108,7 +113,7 @@ def of_answers(base: nn.Module, model: nn.Module, tokenizer: TextTokenizer, cont
     answered = generate(model, prompts["student"], settings.max_new_tokens, 0, precision=settings.precision,
                         progress="answers")
     written = [tokenizer.decode(y).strip() for y in answered]
-    taught = [tokenizer.decode(a.completion[a.kept]).strip() if a else None for a in answers]
+    taught = kept_texts(tokenizer, answers)
     pairs = [(ours, theirs) for ours, theirs in zip(written, taught) if theirs is not None]
     saved = [len(t) - len(s) for t, s in zip(prompts["teacher"], prompts["student"])]
     found = {"identical": share([ours == theirs for ours, theirs in pairs]),
@@ -135,7 +140,7 @@ def side_by_side(models: dict[str, nn.Module], tokenizer: TextTokenizer, context
     """Inputs and their greedy answers: the base's under both prompts, the others' under the student's."""
     prompts = tokenizer.encode_all([context.student(x) for x in tests])
     taught = teacher_answers(models["base"], tokenizer, context, tests, settings)
-    texts = [tokenizer.decode(answer.completion[answer.kept]) if answer else "(none)" for answer in taught]
+    texts = ["(none)" if text is None else text for text in kept_texts(tokenizer, taught)]
     said = {"input": tests, "base with prompt": texts}
     for name, model in models.items():
         written = generate(model, prompts, settings.max_new_tokens, 0, precision=settings.precision)
