@@ -112,7 +112,7 @@ def test_help_has_the_defaults_of_its_own_task(help_of):
     assert explanations["--practice-inputs"].endswith("(at least 1; default: 512 inputs)")
     assert "--shots" not in explanations and "--shots" in instructions
     assert instructions["--tasks"].endswith("default: 10 tasks)")
-    assert instructions["--practice-inputs"].endswith("default: 1024 inputs)")
+    assert instructions["--practice-inputs"].endswith("default: 2048 inputs)")
     addition, pocket = help_of("train", "addition"), help_of("train", "pocket")
     assert addition["--optimiser"].endswith("(default: muon)")
     assert instructions["--optimiser"].endswith("(default: adamw)")

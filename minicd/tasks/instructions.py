@@ -53,6 +53,7 @@ def chosen_tasks(tasks: list[NITask], margins: list[float], n: int) -> list[NITa
 class InstructionSettings(TaskSettings):
     """One seed of the experiment."""
 
+    practice_inputs: int = option(2048, "for each task", least=1, unit="inputs")
     tasks: int = option(10, "one half is helped most by explanations, the other least", least=1, unit="tasks")
     shots: int = option(4, "shown to the model that is asked for more", least=1, unit="example inputs")
     max_input_tokens: int = option(128, "longest that it may write; tasks of more words are left out",

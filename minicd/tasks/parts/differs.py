@@ -52,7 +52,7 @@ INSTRUCTIONS = """
   seeds.
 * **Inputs** that the model does not finish within `--max-input-tokens` are not used, and neither are test
   inputs.
-* **Distilling** takes 1,024 practice inputs a task and 3 epochs at lr 1e-3, chosen on instances that are
+* **Distilling** takes 2,048 practice inputs a task and 3 epochs at lr 1e-3, chosen on instances that are
   neither practised nor tested, instead of 4,096, 1 and 1e-5 (`--scale paper`).
 * **At `--scale smollm2`** the teacher is a plain language model of 135 million parameters: its answers end
   with the line, and the student's bare input is followed by a line "Output:", which tells it where the input
