@@ -62,13 +62,14 @@ def written_inputs(model: nn.Module, tokenizer: TextTokenizer, prompt: Callable[
 
 def finished_inputs(model: nn.Module, tokenizer: TextTokenizer, prompts: list[str], max_new_tokens: int,
                     generator: torch.Generator, precision: str | None, temperature: float = 1.0,
-                    stop: Sequence[str] = ()) -> list[str]:
-    """What the model writes after each prompt, without the empty and the unfinished."""
+                    stop: Sequence[str] = (), read: Callable[[str], str] = read_input,
+                    progress: str = "inputs") -> list[str]:
+    """What `read` finds in what the model writes after each prompt, without the empty and the unfinished."""
     ids = tokenizer.encode_all(prompts)
     written, reasons = generate(model, ids, max_new_tokens, temperature, generator=generator, reasons=True,
-                                precision=precision, stop=stop, tokenizer=tokenizer, progress="inputs",
+                                precision=precision, stop=stop, tokenizer=tokenizer, progress=progress,
                                 batch_size=rows_at_once(ids, max_new_tokens))
-    texts = (read_input(tokenizer.decode(y)) for y, why in zip(written, reasons) if why != "length")
+    texts = (read(tokenizer.decode(y)) for y, why in zip(written, reasons) if why != "length")
     return [text for text in texts if text]
 
 

@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from ...runtime.files import atomic_bytes
-from ...sampling import generate
 from ...tokenizer import TextTokenizer
-from .inputs import NearCopies, rows_at_once, until_enough, words
+from .inputs import NearCopies, finished_inputs, until_enough, words
 
 Labelled = list[tuple[str, int]]
 KINDS = ("negative", "positive")  # by label
@@ -88,9 +87,9 @@ def written_reviews(model: nn.Module, tokenizer: TextTokenizer, examples: Labell
 
         def ask(size: int) -> Labelled:
             prompts = [few_shot_prompt(title, rng.permutation(shown)[:shots]) for _ in range(size)]
-            return [(text, label) for text in finished_lines(model, tokenizer, prompts, longest, generator,
-                                                             precision, temperature)
-                    if len(words(text)) >= FEWEST and known.add(text)]
+            texts = finished_inputs(model, tokenizer, prompts, longest, generator, precision, temperature,
+                                    read=without_tabs, progress="reviews by the model")
+            return [(text, label) for text in texts if len(words(text)) >= FEWEST and known.add(text)]
 
         some = until_enough(n, ask)
         if len(some) < n:
@@ -106,12 +105,6 @@ def few_shot_prompt(title: str, shown: Sequence[str]) -> str:
     return "\n".join([*(f"{title}: {text}" for text in shown), f"{title}:"])
 
 
-def finished_lines(model: nn.Module, tokenizer: TextTokenizer, prompts: list[str], longest: int,
-                   generator: torch.Generator, precision: str | None, temperature: float) -> list[str]:
-    """Completions that ended by themselves, without tabs, which separate labels in files."""
-    ids = tokenizer.encode_all(prompts)
-    made, reasons = generate(model, ids, longest, temperature, generator=generator, reasons=True,
-                             precision=precision, progress="reviews by the model",
-                             batch_size=rows_at_once(ids, longest))
-    texts = [tokenizer.decode(y) for y, why in zip(made, reasons) if why == "eos"]
-    return [text.replace("\t", " ").strip() for text in texts]
+def without_tabs(text: str) -> str:
+    """They separate labels in files."""
+    return text.replace("\t", " ").strip()
