@@ -244,7 +244,7 @@ def test_publishing_writes_the_record_into_results(settings, copy, tmp_path, mon
     (tmp_path / "results" / "bench.json").write_text("{}")
     rebuild(tmp_path, {"next": Next}, bench)
     assert readme.read_text() == text.format(
-        f"* **The next letter**, `python train.py --task next`: {Next.headline(record)}")
+        f"* **The next letter**, `--task next`: {Next.headline(record)}")
     page = (tmp_path / "results" / "README.md").read_text()
     assert "## The next letter\n\n" + Next.table(record) + "\n\n" + minutes_line(record) in page
     assert "## A bench\n\n| its | table |\n" in page and "Nothing" not in page and record["command"] in page

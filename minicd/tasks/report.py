@@ -36,10 +36,9 @@ def columns(records: Sequence[Record], titles: dict[str, str]) -> str:
 
 
 def made_by(record: Record) -> str:
-    """Seeds, command, hardware and commits; of several commands the first, since results/ has all."""
+    """Seeds, hardware and command; of several commands the first, since results/ has all, and commits."""
     first, *others = record["command"].split("; ")
-    return (f"{count_seeds(record)}{', the first' * bool(others)} by `{first}` on {record['hardware']}, "
-            f"commit {record['commit']}")
+    return f"{count_seeds(record)}{', the first' * bool(others)} by `{first}` on {record['hardware']}"
 
 
 def least_to_most(minutes: Sequence[float]) -> str:
@@ -205,7 +204,7 @@ def bullet(name: str, kind: Any, record: Record) -> str:
     how = "" if scale == next(iter(kind.SCALES)) else f" --scale {scale}"
     seed = ", one seed" if len(record["seeds"]) == 1 else ""
     title = kind.TITLE.split(" (")[0]
-    return f"* **{title}**, `python train.py --task {name}{how}`{seed}: {line}" if line else ""
+    return f"* **{title}**, `--task {name}{how}`{seed}: {line}" if line else ""
 
 
 def rebuild(root: Path, tasks: dict[str, Any], bench: dict[str, tuple[str, Callable[[Record], str]]]) -> None:
