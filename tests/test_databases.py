@@ -135,17 +135,31 @@ def test_the_base_sees_training_databases_alone(monkeypatch):
     assert seen and {database.split for database in seen} == {"validation"}
 
 
-def test_test_questions_are_never_practised():
-    schemas = load_schemas(DATA / "tables.json")
+@pytest.mark.parametrize("folder, n", [(DATA, make_databases.DATABASES + make_databases.CHOOSING),
+                                       (DATA / "wide", make_databases.DATABASES)])
+def test_test_questions_are_never_practised(folder, n):
+    schemas = load_schemas(folder / "tables.json")
     questions = defaultdict(list)
-    for question in load_questions(DATA / "dev.json", schemas):
+    for question in load_questions(folder / "dev.json", schemas):
         questions[question.db_id].append(question.question)
-    assert len(questions) == len(schemas) == make_databases.DATABASES + make_databases.CHOOSING
+    assert len(questions) == len(schemas) == n
     for name, asked in questions.items():
         tests, others = asked[: make_databases.TESTS], asked[make_databases.TESTS :]
         assert len(set(asked)) == len(asked) == 3 * len(tests) == make_databases.TESTS + make_databases.PRACTICE
         assert all(world.share(f"{name} {question}") < world.TESTED for question in tests)
         assert all(world.share(f"{name} {question}") >= world.TESTED for question in others)
+
+
+def test_wide_databases_have_more_jargon_than_four_examples():
+    shares = {level: [] for level in (world.FULL, world.WIDE)}
+    for level, found in shares.items():
+        for i, database in enumerate(drawn(20, "wide", "test", level)):
+            rng, jargon = random.Random(i), {*database.columns, *database.values}
+            said = {word for _ in range(4) for word in database.question(rng)[0].split()}
+            found.append(len(said & jargon) / len(jargon))
+            assert level is world.FULL or len(jargon) == 10
+    full, wide = (sum(found) / len(found) for found in shares.values())
+    assert wide < full - 0.1
 
 
 def test_a_database_with_few_questions_says_so():
@@ -157,7 +171,7 @@ def test_a_database_with_few_questions_says_so():
 def test_the_files_are_what_the_script_writes(tmp_path, monkeypatch):
     monkeypatch.setattr("os.fsync", lambda file: None)
     make_databases.main(tmp_path)
-    for name in ("tables.json", "dev.json", "rows.json"):
+    for name in (folder + name for folder in ("", "wide/") for name in ("tables.json", "dev.json", "rows.json")):
         assert (tmp_path / name).read_bytes() == (DATA / name).read_bytes()
     schemas, rows = load_schemas(DATA / "tables.json"), json.loads((DATA / "rows.json").read_text())
     connections = {name: build_database(schema, rows[name]) for name, schema in schemas.items()}

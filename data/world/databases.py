@@ -61,9 +61,11 @@ class Level:
     names: int = 20  # of columns of each type, to draw from
     words: int = len(NONSENSE)  # of the jargon, to draw from
     shapes: int = len(SHAPES)
+    fewest: int = 4  # columns that users ask about, at least, if there are as many
 
 
 FULL = Level()
+WIDE = Level(columns=8, fewest=8)  # four examples seldom have all of the jargon
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def draw_database(rng: random.Random, split: str = "train", level: Level = FULL)
 def any_database(rng: random.Random, level: Level) -> Database:
     """Half of the columns that are asked about hold numbers; one text column's values have jargon, too."""
     tables = rng.sample(TABLES, rng.randint(1, level.tables))
-    asked = rng.randint(min(4, level.columns), level.columns)
+    asked = rng.randint(min(level.fewest, level.columns), level.columns)
     texts = rng.sample(TEXTS[: level.names], 1 + (asked + 1) // 2)  # one more for the house style
     numbers = rng.sample(NUMBERS[: level.names], asked // 2)
     own = [*texts, *numbers]

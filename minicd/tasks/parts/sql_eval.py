@@ -24,6 +24,8 @@ from .instruction_eval import PLAIN, end_with_line
 from .spider import Question, load_questions, load_schemas, schema_text
 
 DATA = "data/databases"
+WIDE = f"{DATA}/wide"  # with more jargon than four examples have
+SPIDER_FILES = "folder with SPIDER's tables.json and dev.json, and rows.json if there is one"
 TESTED = 3  # the first third of a database's questions is for tests, the others are for examples and practice
 SHOTS = (4, 8)  # examples in the teacher's prompt
 LONGEST = 40  # tokens of a query, unless settings say otherwise
@@ -131,12 +133,19 @@ def score(model: nn.Module, tokenizer: TextTokenizer, database: QueriedDatabase,
 class SqlEval(EvalSettings):
     """How eval.py examines a model on databases."""
 
-    data: str = option(DATA, "folder with SPIDER's tables.json and dev.json, and rows.json if there is one")
+    data: str = option(DATA, SPIDER_FILES)
     database: str = option("", "only this one, by its name (db_id); to --ask, the first unless named")
     test_instances: int = option(100, "of each database", least=1, most=10_000, unit="questions")
     max_new_tokens: int | None = option(None, f"longest query; as in the run, or {LONGEST} tokens",
                                         least=1, most=4096)
     plain: bool | None = option(None, PLAIN + "; as in the run, unless given")
+
+
+@dataclass
+class WideEval(SqlEval):
+    """The same for the experiment with more examples than the window holds."""
+
+    data: str = option(WIDE, SPIDER_FILES)
 
 
 def chosen(settings: SqlEval) -> list[QueriedDatabase]:

@@ -17,7 +17,7 @@ from ..settings import option
 from . import sql_eval
 from .instruction_tasks import TaskExperiment, TaskSettings
 from .spider import Question
-from .sql_eval import DATA, LONGEST, SHOTS, QueriedDatabase, SqlEval, load_databases, one_line
+from .sql_eval import DATA, LONGEST, SHOTS, SPIDER_FILES, QueriedDatabase, SqlEval, load_databases, one_line
 
 
 @dataclass
@@ -25,7 +25,7 @@ class SqlTaskSettings(TaskSettings):
     """Settings of an experiment on databases. The defaults are the pocket scale."""
 
     model: str = option("data/pocket-sql", "folder or hub id of a decoder that learns from its prompt")
-    data: str = option(DATA, "folder with SPIDER's tables.json and dev.json, and rows.json if there is one")
+    data: str = option(DATA, SPIDER_FILES)
     databases: int = option(12, "the first ones with enough questions", least=1, unit="databases")
     practice_inputs: int = option(300, "for each student", least=1, unit="questions")
     epochs: float = option(6.0, "passes over the practice set", least=1e-3, most=1e6)
