@@ -63,10 +63,14 @@ class LongSql(SqlExperiment):
                             f"{row} {s[row]['match']:.0f}" for row in s))
 
     def teachers(self, database: QueriedDatabase) -> list[Template]:
-        """Prompts with random fours of the examples."""
-        examples, _ = self.drawn(database)
-        rng = np.random.default_rng((self.seed, 11))
-        fours = [sorted(rng.permutation(MOST)[:WINDOW]) for _ in range(self.settings.teachers)]
+        """Prompts with random fours of the examples, each followed by the other four.
+
+        Else one example may be in all prompts and another in none, and the average forgets the latter.
+        """
+        (examples, _), n = self.drawn(database), self.settings.teachers
+        rng = np.random.default_rng((self.seed, 11, self.tested.index(database)))
+        orders = [rng.permutation(MOST) for _ in range((n + 1) // 2)]
+        fours = [sorted(half) for order in orders for half in (order[:WINDOW], order[WINDOW:])][:n]
         return [database.prompt([examples[i] for i in four]) for four in fours]
 
     def schedule(self, database: QueriedDatabase, row: str) -> list[list[Context]]:

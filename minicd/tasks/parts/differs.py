@@ -163,7 +163,8 @@ SQL_LONG = """
 * The pocket model's window would hold all eight examples, which one row shows for comparison; all other
   prompts have four. The paper took databases with long schemas, which left no room for more. These have eight
   columns with a jargon word each, of which four examples seldom have all.
-* Answers are sampled from a random one of the teacher's prompts, and labelled by the average of all.
+* Answers are sampled from a random one of the teacher's prompts, and labelled by the average of all. Of these
+  random fours every second one has the examples that the one before it lacks.
 * The three kinds of rounds are not in the paper's experiment. Their students see no examples, since a
   student that saw the first four would have nothing to learn from a teacher with the same four.
 """
