@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .runtime.device import autocast
 from .runtime.files import all_tensors, atomic_safetensors, open_safetensors
-from .runtime.half import HalfCopy
+from .runtime.half import Working
 from .runtime.lean import checkpointed_blocks, loss_per_token, micro_batches
 from .runtime.lora import adapters
 from .runtime.muon import Muon
@@ -107,8 +107,7 @@ class Run:
                  checkpoint: Path | None, tokens_per_batch: float | None = None):
         self.model, self.settings, self.steps, self.checkpoint = model, settings, steps, checkpoint
         self.tokens_per_batch = tokens_per_batch
-        self.half = HalfCopy(model) if settings.precision == "bf16-weights" else None
-        self.working = self.half.model if self.half else model  # what computes
+        self.working = Working(model, half=settings.precision == "bf16-weights")
         self.optimisers = make_optimisers(model, settings)
         self.loss = find_loss(settings.loss, settings.jsd_beta)
         self.device = next(model.parameters()).device
@@ -132,14 +131,13 @@ class Run:
         """Add the gradient of the loss on these rows, of a batch with so many tokens; returns the loss."""
         with autocast(self.device, self.settings.precision):
             if self.products is None:
-                self.products = fastest(self.working, prompts.numel() + labels.tokens.numel())
-        with chosen_products(self.working, self.products):
+                self.products = fastest(self.working.model, prompts.numel() + labels.tokens.numel())
+        with chosen_products(self.working.model, self.products):
             with autocast(self.device, self.settings.precision):
-                per_token = loss_per_token(self.working, prompts, labels, self.loss)
+                per_token = loss_per_token(self.working.model, prompts, labels, self.loss)
             loss = mean_over_answers(per_token, labels.mask, tokens)
             loss.backward()
-        if self.half:
-            self.half.hand_over()
+        self.working.hand_over()
         return loss.detach()
 
     def optimise(self) -> None:
@@ -151,8 +149,7 @@ class Run:
                 group["lr"] = learning_rate(self.step, self.steps, self.settings)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
-        if self.half:
-            self.half.follow()
+        self.working.follow()
         self.step += 1
 
     def tensors(self) -> dict[str, Tensor]:
@@ -193,8 +190,7 @@ class Run:
         """Take step, losses, weights, optimisers and random state from a checkpoint."""
         self.step, self.history = progress
         self.model.load_state_dict({n[6:]: v for n, v in state.items() if n.startswith("model.")})
-        if self.half:
-            self.half.follow()
+        self.working.follow()
         for name, parameter in self.model.named_parameters():
             for optimiser in self.optimisers:
                 if any(parameter is p for group in optimiser.param_groups for p in group["params"]):

@@ -7,7 +7,7 @@ import torch
 from helpers import tiny_decoder, tiny_t5
 from test_training import CHECK_EVERY, STEPS, Batches, interrupted_at, same_weights, settings
 
-from minicd.runtime.half import HalfCopy
+from minicd.runtime.half import Working
 from minicd.runtime.lora import copy_to_train
 from minicd.tasks.folder import RunFolder
 from minicd.tasks.own import Own, OwnSettings
@@ -28,7 +28,7 @@ def types(model) -> set[torch.dtype]:
 def test_steps_that_bf16_cannot_tell_apart_add_up():
     layer = torch.nn.Linear(1, 1, bias=False)
     layer.weight.data.fill_(1.0)
-    half = HalfCopy(layer)
+    half = Working(layer, half=True)
     for _ in range(100):
         half.model.weight.grad = torch.full((1, 1), -1e-3, dtype=torch.bfloat16)
         half.hand_over()
@@ -41,7 +41,7 @@ def test_steps_that_bf16_cannot_tell_apart_add_up():
 
 def test_gradients_of_small_batches_are_summed_in_fp32():
     layer = torch.nn.Linear(1, 1, bias=False)
-    half = HalfCopy(layer)
+    half = Working(layer, half=True)
     for part in [1.0] + [1e-3] * 100:
         half.model.weight.grad = torch.full((1, 1), part, dtype=torch.bfloat16)
         half.hand_over()
@@ -51,8 +51,8 @@ def test_gradients_of_small_batches_are_summed_in_fp32():
 def test_what_computes_is_bf16_and_what_learns_is_fp32(model):
     run = Run(model, settings(precision=HALF), 1, 0, None)
     run.update(*Batches()[0])
-    assert types(run.working) == {torch.bfloat16} and types(run.model) == {torch.float32} and run.model is model
-    for half, master in zip(run.working.parameters(), model.parameters(), strict=True):
+    assert types(run.working.model) == {torch.bfloat16} and types(run.model) == {torch.float32} and run.model is model
+    for half, master in zip(run.working.model.parameters(), model.parameters(), strict=True):
         assert torch.equal(half, master.bfloat16())
 
 

@@ -12,13 +12,19 @@ import torch
 from torch import nn
 
 
-class HalfCopy:
-    """A copy of a model, whose learning weights are bf16, and the model's own as their fp32 masters.
+class Working:
+    """What computes: the model itself; or, if `half`, a copy whose learning weights are bf16.
 
-    Weights that do not learn are shared, whatever their precision.
+    The model's own are then the copy's fp32 masters. Weights that do not learn are shared, whatever their
+    precision.
     """
 
-    def __init__(self, masters: nn.Module):
+    def __init__(self, masters: nn.Module, half: bool):
+        self.model, self.pairs = masters, []
+        if half:
+            self.copy(masters)
+
+    def copy(self, masters: nn.Module) -> None:
         still = {id(p): p for p in masters.parameters() if not p.requires_grad}
         self.model = deepcopy(masters, still)
         self.pairs = [(master, half) for master, half in zip(masters.parameters(), self.model.parameters())
