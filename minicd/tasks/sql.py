@@ -174,7 +174,8 @@ class Sql(SqlExperiment):
         match = {name: {row: found["match"] for row, found in rows.items()}
                  for name, rows in by_database.items()}
         return {"metrics": metrics, "by_database": match, "by_seed": {str(self.seed): match},
-                "rates": {str(n): self.folder.get(f"rates-{n}") for n in SHOTS}}
+                "rates": {str(n): {epoch: f"{rate:g}" for epoch, rate in self.folder.get(f"rates-{n}").items()}
+                          for n in SHOTS}}
 
     @classmethod
     def complete(cls, record: Record) -> Record:
@@ -213,7 +214,7 @@ class Sql(SqlExperiment):
         row = "after" if "after_4" in metrics else "written"
         after, teacher, best = (pm(metrics[f"{name}_4"]) for name in (row, "teacher", "best"))
         return (f"exact set match {after} % after distilling 4 examples, {teacher} with them in the prompt, "
-                f"{best} after gradient descent on them, best epoch (paper: 22.1, 27.7, 13.4)")
+                f"{best} at gradient descent's best epoch (paper: 22.1, 27.7, 13.4)")
 
 
 def leads_line(record: Record) -> str:
