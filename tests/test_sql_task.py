@@ -174,7 +174,7 @@ def test_examples_are_distilled_and_descended_on(model, quick, tmp_path, capsys)
     for n in (4, 8):
         for row in ("teacher", "before", "after", "written", "best", "last"):
             assert len(record["metrics"][f"{row}_{n}"]["values"]) == len(record["metrics"][f"{row}_{n}_execution"]["values"]) == 2
-        assert set(record["rates"][str(n)]) == {"best", "last"}
+        assert {*record["rates_in_1e-5"][str(n)]} == {"best", "last"} and min(record["rates_in_1e-5"][str(n)].values()) >= 10
     assert set(record["leads"]) == {"after_4", "after_8", "written_4", "written_8"} and len(record["by_seed"]) == 2
     assert len(record["by_database"]) == 2 and set(record["files"]) == {"tables.json", "dev.json", "rows.json"}
     assert "One practice item" in said and "| student before | " in said and "27.7" in said and "95 % interval" in said

@@ -174,8 +174,8 @@ class Sql(SqlExperiment):
         match = {name: {row: found["match"] for row, found in rows.items()}
                  for name, rows in by_database.items()}
         return {"metrics": metrics, "by_database": match, "by_seed": {str(self.seed): match},
-                "rates": {str(n): {epoch: f"{rate:g}" for epoch, rate in self.folder.get(f"rates-{n}").items()}
-                          for n in SHOTS}}
+                "rates_in_1e-5": {str(n): {epoch: 1e5 * rate for epoch, rate
+                                           in self.folder.get(f"rates-{n}").items()} for n in SHOTS}}
 
     @classmethod
     def complete(cls, record: Record) -> Record:
