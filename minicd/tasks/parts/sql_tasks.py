@@ -39,7 +39,7 @@ class SqlTaskSettings(TaskSettings):
 
 SPIDER = dict(scale="spider", model="data/smollm2", data="data/spider", plain=True, databases=8,
               practice_inputs=120, chunk=60, epochs=3.0, lr=1e-4, batch_size=16, max_new_tokens=64,
-              test_instances=25, tuning_items=1500, save_every=300.0)
+              micro_batch=2, test_instances=25, tuning_items=1500, save_every=300.0)
 
 
 class SqlExperiment(TaskExperiment):
