@@ -646,8 +646,7 @@ def test_the_report_rebuilds_the_marked_section(finished, cli, tmp_path, monkeyp
     text, page = readme.read_text(), (results / "README.md").read_text()
     assert text.startswith("# Title ±\n\n<!-- addition -->\n") and text.endswith("<!-- /addition -->\n\nThe end.\n")
     figure = "{mean:.1f} ± {std:.1f}".format(**record["metrics"]["after"])
-    assert "an old table" not in text and f"| **student after** | 95 | {figure} |" in text
-    assert record["hardware"].replace("(R)", "").replace(" Processor", "") in text
+    assert "an old table" not in text and f"| **student after** | 95 | {figure} |" in text and record["hardware"] in text
     assert f"| **student after** | {figure} | 95 |" in page and record["command"] in page and record["hardware"] in page
     cli("eval", "--report")
     assert (readme.read_text(), (results / "README.md").read_text()) == (text, page)  # once more changes nothing

@@ -38,8 +38,7 @@ def columns(records: Sequence[Record], titles: dict[str, str]) -> str:
 def made_by(record: Record) -> str:
     """Seeds, hardware and command; of several commands the first, since results/ has all, and commits."""
     first, *others = record["command"].split("; ")
-    hardware = record["hardware"].replace("(R)", "").replace(" Processor", "")
-    return f"{count_seeds(record)}{', the first' * bool(others)} by `{first}` on {hardware}"
+    return f"{count_seeds(record)}{', the first' * bool(others)} by `{first}` on {record['hardware']}"
 
 
 def least_to_most(minutes: Sequence[float]) -> str:

@@ -213,7 +213,7 @@ class Sql(SqlExperiment):
         metrics = record["metrics"]
         row = "after" if "after_4" in metrics else "written"
         after, teacher, best = (pm(metrics[f"{name}_4"]) for name in (row, "teacher", "best"))
-        return (f"exact set match {after} % after distilling 4 examples, {teacher} with them in the prompt, "
+        return (f"exact set match {after} % after distilling 4 examples, {teacher} in the prompt, "
                 f"{best} at gradient descent's best epoch (paper: 22.1, 27.7, 13.4)")
 
 

@@ -19,7 +19,7 @@ from ..distill import Context, Template, combine_seeds, identity
 from ..metrics.significance import signed_rank
 from .parts import differs
 from .parts.inputs import pool
-from .parts.sql_eval import SHOTS, SPIDER_FILES, WIDE, QueriedDatabase, WideEval
+from .parts.sql_eval import SHOTS, SPIDER_FILES, WIDE, QueriedDatabase
 from .parts.sql_tasks import SPIDER, SqlExperiment, SqlTaskSettings
 from .report import Record, pm, seeds_of, table
 from .run import Stage
@@ -48,7 +48,7 @@ class LongSql(SqlExperiment):
 
     TITLE = "More examples than the window holds (hypothesis 5)"
     DIFFERS = differs.SQL_LONG
-    Settings, Eval = LongSettings, WideEval
+    Settings = LongSettings
     SCALES = {"pocket": {}, "spider": SPIDER}
     QUICK = dict(databases=3, practice_inputs=96, epochs=3.0, test_instances=25, teachers=3)
 

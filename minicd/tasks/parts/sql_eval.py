@@ -133,7 +133,7 @@ def score(model: nn.Module, tokenizer: TextTokenizer, database: QueriedDatabase,
 class SqlEval(EvalSettings):
     """How eval.py examines a model on databases."""
 
-    data: str = option(DATA, SPIDER_FILES)
+    data: str | None = option(None, f"{SPIDER_FILES}; as in the run, or {DATA}")
     database: str = option("", "only this one, by its name (db_id); to --ask, the first unless named")
     test_instances: int = option(100, "of each database", least=1, most=10_000, unit="questions")
     max_new_tokens: int | None = option(None, f"longest query; as in the run, or {LONGEST} tokens",
@@ -141,19 +141,13 @@ class SqlEval(EvalSettings):
     plain: bool | None = option(None, PLAIN + "; as in the run, unless given")
 
 
-@dataclass
-class WideEval(SqlEval):
-    """The same for the experiment with more examples than the window holds."""
-
-    data: str = option(WIDE, SPIDER_FILES)
-
-
 def chosen(settings: SqlEval) -> list[QueriedDatabase]:
     """Raises ValueError where no database has the name."""
-    found = load_databases(Path(beside(settings.data)))
+    data = settings.data or DATA
+    found = load_databases(Path(beside(data)))
     named = [database for database in found if settings.database in ("", database.name)]
     if not named:
-        raise ValueError(f"--database {settings.database}: {settings.data} has no such database; it has "
+        raise ValueError(f"--database {settings.database}: {data} has no such database; it has "
                          f"{', '.join(database.name for database in found)}")
     return named
 
