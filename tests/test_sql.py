@@ -47,6 +47,9 @@ SAME = [
      "SELECT id FROM guest WHERE age > (SELECT max(age) FROM guest WHERE id = 2)"),
     ("what follows", "SELECT name FROM guest", "SELECT name FROM guest ; and so on"),
     ("a last period", "SELECT id FROM guest GROUP BY name", "SELECT id FROM guest GROUP BY name."),
+    ("a sentence that follows", "SELECT id FROM guest GROUP BY name", "SELECT id FROM guest GROUP BY guest.name. These are all"),
+    ("a small letter after a number's period", "SELECT id FROM guest WHERE age = 3 AND id = 1",
+     "SELECT id FROM guest WHERE age = 3. and id = 1"),
     ("an empty where", "SELECT name FROM guest", "SELECT name FROM guest WHERE"),
     ("no commas", "SELECT name , age FROM guest", "SELECT name age FROM guest"),
     ("parts of operators", "SELECT name FROM guest WHERE age >= 3", "SELECT name FROM guest WHERE age > = 3"),
@@ -104,6 +107,7 @@ UNREADABLE = {
     "two conditions, then AND": "SELECT id FROM guest WHERE age = 1 id = 2 AND age = 3", "with": "WITH a AS (SELECT id FROM guest) SELECT id FROM a",
     "very deep": "SELECT id FROM guest " + "UNION SELECT id FROM guest " * 5000, "a colon": "SELECT : FROM guest",
     "having without group": "SELECT id FROM guest HAVING age > 3", "a period after a value": "SELECT id FROM guest WHERE age = 3.",
+    "a sentence after a value": "SELECT id FROM guest WHERE age = 3. SELECT id FROM guest",
     "the last use of an alias wins": "SELECT T1.age FROM guest AS T1 WHERE T1.id IN (SELECT T1.guest_id FROM bill AS T1)"}
 
 

@@ -21,6 +21,8 @@ ENDS = (*CLAUSES, ")", ";")  # what ends a list of tables or columns
 # Tokens of their own, as in NLTK's words.
 SPLIT = re.compile(r"[:,](?!\d)|\.\.+|--|[][(){}<>;@#$%&?!*`«»“”„‘’]")
 LAST_PERIOD = re.compile(r"(?<=[^.])\.(?=[])}>\s]*$)")
+# Also a period that ends a word inside the text, or a number with no small letter after it.
+PERIOD = re.compile(r"(?<![\w.])((?=[\w.]*[^\W\d])[\w.]+\w|\d(?:[\d.]*\d)?(?!\.\s*[a-z;:]))\.(?=[])};]*\s)")
 
 
 class SqlError(ValueError):
@@ -99,9 +101,9 @@ def tokenize(text: str) -> list[str]:
         raise SqlError("a quotation mark has no partner")
     strings = {f"__string_{i}__": f'"{piece}"' for i, piece in enumerate(pieces[1::2])}
     pieces[1::2] = strings
-    text = SPLIT.sub(r" \g<0> ", LAST_PERIOD.sub(" . ", "".join(pieces)))
+    text = PERIOD.sub(r"\1 . ", LAST_PERIOD.sub(" . ", "".join(pieces)))
     words: list[str] = []
-    for word in text.lower().split():
+    for word in SPLIT.sub(r" \g<0> ", text).lower().split():
         if word == "=" and words and words[-1] in ("!", ">", "<"):
             words[-1] += word
         else:
