@@ -38,7 +38,7 @@ from torch.profiler import ProfilerActivity, profile
 from bench.common import Parser, count, guarded, parsed, png, publish, seed_number
 from minicd.distill import PracticeSettings, soft_labels
 from minicd.labels import Examples, LabelBatch, Ragged, SoftLabels
-from minicd.losses import LOSSES, label_kind, mean_over_answers
+from minicd.losses import LOSSES, label_kind, mean_over_tokens
 
 NAMES = {32128: "T5", 151936: "Qwen3"}  # the default vocabularies, and models that have them
 SHAPE = (4, 32)  # answers and their tokens
@@ -92,7 +92,7 @@ def sparse(name: str, made: dict[str, SoftLabels], tokens: Tensor) -> tuple[Call
     hard = SoftLabels.one_hot(tokens.flatten().cpu())
     labels = batch(hard if name == "hard" else made[label_kind(name)], tokens)
     size = sum(tensor.nbytes for tensor in vars(labels).values())
-    return lambda z: mean_over_answers(LOSSES[name](z, labels), labels.mask), size
+    return lambda z: mean_over_tokens(LOSSES[name](z, labels), labels.mask), size
 
 
 def dense(name: str, teacher: Tensor) -> tuple[Callable, int]:

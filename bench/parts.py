@@ -25,7 +25,7 @@ from bench.common import Parser, count, guarded, parsed, publish
 from bench.labels import MIB, NAMES, batch, cpu_peak, cuda_peak, timed
 from minicd.distill import PracticeSettings, soft_labels
 from minicd.layers import Embedding
-from minicd.losses import find_loss, mean_over_answers
+from minicd.losses import find_loss, mean_over_tokens
 
 KINDS = {"empirical": "sampled", "hard": "sampled", "topk": "top", "reverse": "top", "jsd": "top"}  # labels
 ROW = 32  # tokens of an answer
@@ -53,7 +53,7 @@ def training(model: Head, labels: Any, loss: Callable, at_once: int) -> None:
     usual, lean.LOGITS_AT_ONCE = lean.LOGITS_AT_ONCE, at_once
     try:
         model.zero_grad(set_to_none=False)
-        mean_over_answers(lean.loss_per_token(model, labels.tokens, labels, loss), labels.mask).backward()
+        mean_over_tokens(lean.loss_per_token(model, labels.tokens, labels, loss), labels.mask).backward()
     finally:
         lean.LOGITS_AT_ONCE = usual
 

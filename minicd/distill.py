@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
-from dataclasses import dataclass
+import zlib
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Callable, Sequence
 
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 
 from .labels import Examples, Ragged, SoftLabels, likeliest
 from .losses import check_labels
+from .runtime.checks import at_least_one
+from .runtime.files import open_safetensors
 from .sampling import Pick, draw, generate, score
 from .tokenizer import TextTokenizer
 from .training import Epochs, FitSettings, fit
@@ -29,7 +33,7 @@ class Context:
     """The four components of one context-distillation operation (paper, section 2.1)."""
 
     inputs: Callable[[int, np.random.Generator], list[str]]  # D: draws n raw task inputs
-    teacher: Template | Sequence[Template]  # T_t: the rich prompt; of several, the probabilities are averaged
+    teacher: Template | Sequence[Template]  # T_t: the rich prompt; of several, one draws y, all label it
     student: Template  # T_s: the minimal prompt
     extract: Extractor  # f: which tokens of a completion are the answer; None: there is no answer in it
 
@@ -48,15 +52,18 @@ everything = identity
 
 @dataclass
 class PracticeSettings:
-    """How the teacher practises. The paper: temperature 1, 100 samples a soft label (section 2.4)."""
+    """How the teacher practises. The paper: y ~ p_θ0 (section 2.2), 100 samples a soft label (2.4)."""
 
     labels: str = "sampled"  # sampled: the empirical label; top: the likeliest tokens; exact: all tokens
     label_samples: int = 100  # of a sampled label
     label_top: int = 16  # tokens of a top label
-    temperature: float = 1.0
+    temperature: float = 1.0  # of y; labels are always those of temperature 1
     max_new_tokens: int = 128
     chunk: int = 4096  # inputs between writes to disk
     precision: str | None = None  # None: that of the weights; else bf16, fp32, or auto
+
+    def __post_init__(self):
+        at_least_one(self, "label_samples", "label_top", "max_new_tokens", "chunk")
 
 
 class NoAnswers(ValueError):
@@ -70,19 +77,41 @@ def practice(teacher: nn.Module, tokenizer: TextTokenizer, context: Context, n: 
 
     With `folder`, finished chunks are kept there and a rerun resumes after the last one. Items without an
     extractable answer are dropped, so the result may have fewer than n examples. Raises NoAnswers where less
-    than a tenth of a chunk has an answer.
+    than a tenth of a chunk has an answer, ValueError where n < 1 or a chunk is of another practice.
     """
+    if n < 1:
+        raise ValueError(f"practice on {n} inputs: at least 1 is needed")
     parts = []
     for i in range(math.ceil(n / settings.chunk)):
         path = folder / f"chunk-{i:04d}.safetensors" if folder else None
         if path and path.exists():
-            parts.append(Examples.load(path))
+            parts.append(saved_chunk(path, context, n, i, settings, seed))
             continue
         part = practice_chunk(teacher, tokenizer, context, n, i, settings, seed=seed, name=name)
         if path:
-            part.save(path)
+            part.save(path, {"practice": described(part, context, n, i, settings, seed)})
         parts.append(part)
     return Examples.join(parts)
+
+
+def saved_chunk(path: Path, context: Context, n: int, chunk: int, settings: PracticeSettings,
+                seed: int) -> Examples:
+    """A chunk that `practice` wrote. Raises ValueError where it is damaged or of another practice."""
+    part = Examples.load(path)
+    with open_safetensors(path) as file:
+        found = (file.metadata() or {}).get("practice")
+    if found not in (None, described(part, context, n, chunk, settings, seed)):
+        raise ValueError(f"{path} is of a practice with other prompts, settings or seed; choose another "
+                         "folder, or delete this one to practise anew")
+    return part
+
+
+def described(part: Examples, context: Context, n: int, chunk: int, settings: PracticeSettings,
+              seed: int) -> str:
+    """A checksum of what a chunk depends on; of the templates, of what they make of its first input."""
+    prompts = [template(part.input(0)) for template in (*context.teachers, context.student) if len(part)]
+    size = min(settings.chunk, n - chunk * settings.chunk)
+    return str(zlib.crc32(json.dumps([asdict(settings), seed, size, prompts]).encode()))
 
 
 def practice_chunk(teacher: nn.Module, tokenizer: TextTokenizer, context: Context, n: int, chunk: int,
@@ -97,6 +126,8 @@ def practice_chunk(teacher: nn.Module, tokenizer: TextTokenizer, context: Contex
     rng = np.random.default_rng((seed, chunk))
     generator = torch.Generator(device).manual_seed(combine_seeds((seed, chunk)))
     inputs = context.inputs(size, rng)
+    if len(inputs) != size:
+        raise ValueError(f"D was asked for {size} inputs and drew {len(inputs)}")
     prompts = [tokenizer.encode_all([template(x) for x in inputs]) for template in context.teachers]
     sampled_from = rng.integers(len(prompts), size=size) if len(prompts) > 1 else [0] * size  # of an ensemble
     pick = picker(settings, len(prompts), generator)
@@ -106,7 +137,7 @@ def practice_chunk(teacher: nn.Module, tokenizer: TextTokenizer, context: Contex
                                        precision=settings.precision, pick=pick)
     answers = [Answer.of(y, context.extract(y), why, tokenizer.eos_id) for y, why in zip(sampled, reasons)]
     kept = [i for i, answer in enumerate(answers) if answer]
-    if len(kept) < size / 10:
+    if len(kept) < size / 10 and not size < settings.chunk < n:  # what is left at the end may be unlucky
         raise NoAnswers(f"only {len(kept)} of {size} completions of the teacher have an extractable answer; "
                         "train the teacher longer, or check that its prompt and the extractor fit together")
     parts = []
@@ -117,7 +148,7 @@ def practice_chunk(teacher: nn.Module, tokenizer: TextTokenizer, context: Contex
         students = tokenizer.encode_all([context.student(inputs[i]) for i in rows])
         labelled = with_stops(some, soft, tokenizer.eos_id)
         parts.append(Examples(Ragged.of(students), *labelled, Ragged.of_texts([inputs[i] for i in rows])))
-    return Examples.join(parts)
+    return Examples.join(parts) if parts else Examples.none()
 
 
 @dataclass
@@ -134,9 +165,12 @@ class Answer:
 
         If f keeps y to its end, the stop token is a token of y like any other, or y was cut at
         max_new_tokens: then the teacher did not stop, and the student does not learn to.
+        Raises ValueError for a slice with a step.
         """
         if found is None:
             return None
+        if found.step not in (None, 1):
+            raise ValueError(f"the extractor returned {found}; f keeps neighbouring tokens, without a step")
         kept, ended = slice(*found.indices(len(y))), why == "eos" and eos is not None
         if kept.stop < len(y):
             return cls(y, kept, eos is not None)
@@ -156,7 +190,7 @@ def ensemble_logits(teacher: nn.Module, prompts: list[list[list[int]]], completi
                     slices: list[slice], precision: str | None = None) -> list[Tensor]:
     """The teacher's logits at the tokens that f kept, [T, V] for each completion.
 
-    Under several prompts: the log of the average of its probabilities (paper, section 3.3, "long contexts").
+    Under several prompts: the log of the average of its probabilities (paper, appendix B.5, "long contexts").
     """
     heads = [y[: s.stop] for y, s in zip(completions, slices)]  # what follows f(y) has no influence on it
     views = [score(teacher, view, heads, keep=slices, precision=precision) for view in prompts]
@@ -222,11 +256,11 @@ def distill(student: nn.Module, items: Examples, settings: FitSettings = FitSett
             name: str = "distill", evaluate: Callable[[int, int], None] | None = None) -> list[float]:
     """Fit p_θ(f(y) | T_s(x)) to the labels, in place (equation 1, `settings.loss`); returns the loss curve.
 
-    `evaluate(step, steps)` is called between steps, and may set other weights at the last one.
-    Raises ValueError where the loss needs other labels than the items have, or their token ids are another
-    tokenizer's, and what `fit` raises.
+    An epoch is len(items) // batch_size steps, without the items that are left. `evaluate(step, steps)` is
+    called between steps, and may set other weights at the last one. Raises ValueError for items that the
+    model cannot read (`Examples.check`) or whose labels the loss cannot use, and what `fit` raises.
     """
-    items.check_ids(student.config.vocab_size)
+    items.check(student.config.vocab_size, getattr(student.config, "max_positions", math.inf))
     check_labels(settings.loss, items.labels.kind)
     batches = Epochs(items, settings.batch_size, epochs, seed, student.config.pad_token_id)
     return fit(student, batches, settings, seed=seed, checkpoint=checkpoint, save_every=save_every, name=name,

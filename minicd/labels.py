@@ -6,7 +6,9 @@ inspected, shared, and trained on again with another loss.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import zlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Sequence
 
@@ -47,6 +49,7 @@ class Ragged:
         return len(self.starts) - 1
 
     def __getitem__(self, i: int) -> list[int]:
+        i += len(self) * (i < 0)
         return self.values[self.starts[i] : self.starts[i + 1]].tolist()
 
     def gather(self, rows: Tensor, pad: int = 0) -> tuple[Tensor, Tensor]:
@@ -92,7 +95,7 @@ class SoftLabels:
         if not self.weights.is_floating_point():
             return "sampled"
         rows = torch.repeat_interleave(torch.arange(len(self.ids)), self.ids.lengths)
-        sums = torch.zeros(len(self.ids)).index_add(0, rows, self.weights.float())
+        sums = torch.zeros(len(self.ids), dtype=torch.float64).index_add(0, rows, self.weights.double())
         return "top" if (sums < 1 - 1e-3).any() else "exact"
 
     @classmethod
@@ -133,7 +136,16 @@ class SoftLabels:
 
     @classmethod
     def join(cls, parts: Sequence[SoftLabels]) -> SoftLabels:
+        """Raises ValueError where counts and probabilities meet; a hard label is both."""
+        counts = [part for part in parts if not part.weights.is_floating_point()]
+        if 0 < len(counts) < len(parts) and not all(part.hard for part in counts):
+            raise ValueError("sampled labels cannot be joined with exact or top-k ones")
         return cls(Ragged.join([part.ids for part in parts]), torch.cat([part.weights for part in parts]))
+
+    @property
+    def hard(self) -> bool:
+        """Whether each is one token of weight 1."""
+        return len(self.weights) == len(self.ids) and bool((self.weights == 1).all())
 
     def split(self, lengths: Sequence[int]) -> list[SoftLabels]:
         """The labels of consecutive positions: as many as `lengths` says, in turn."""
@@ -147,11 +159,15 @@ class SoftLabels:
         return parts
 
     def gather(self, positions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions [B, T] and the mask of the real ones → ids [B, T, K] and probabilities [B, T, K]."""
+        """Positions [B, T] and the mask of the real ones → ids [B, T, K] and probabilities [B, T, K].
+
+        Padding has a label like any other, of one token, so that no loss has to look out for it.
+        """
         positions = positions.clamp(max=len(self.ids) - 1)
         ids, real = self.ids.gather(positions)
         entries, _ = self.ids.positions(positions)
         weights = self.weights[entries.clamp(max=len(self.weights) - 1)] * (real & mask[..., None])
+        weights[..., 0].masked_fill_(~mask, 1)  # a loss that divides by a label's sum finds one at padding
         if weights.is_floating_point():
             return ids, weights
         return ids, weights / weights.sum(-1, keepdim=True).clamp(min=1)
@@ -180,6 +196,10 @@ class Examples:
         return cls(Ragged.of(prompts), ragged, SoftLabels.one_hot(ragged.values))
 
     @classmethod
+    def none(cls) -> Examples:
+        return replace(cls.hard([], []), inputs=Ragged.of_texts([]))
+
+    @classmethod
     def join(cls, parts: Sequence[Examples]) -> Examples:
         inputs = None if any(p.inputs is None for p in parts) else Ragged.join([p.inputs for p in parts])
         return cls(Ragged.join([p.prompts for p in parts]), Ragged.join([p.answers for p in parts]),
@@ -193,6 +213,13 @@ class Examples:
         if self.inputs is None:
             raise ValueError("these examples do not hold their raw inputs")
         return bytes(self.inputs[i]).decode()
+
+    @property
+    def digest(self) -> int:
+        """A checksum of everything: a run resumes only on the examples that it began with."""
+        fields = (self.prompts.values, self.prompts.starts, self.answers.values, self.answers.starts,
+                  self.labels.ids.values, self.labels.weights)
+        return functools.reduce(lambda crc, field: zlib.crc32(field.contiguous().numpy(), crc), fields, 0)
 
     def batch(self, rows: Tensor, pad: int = 0) -> tuple[Tensor, LabelBatch]:
         """Rows [B] → prompts [B, S], padded with `pad`, and labels of their answers, padded with zeros."""
@@ -223,8 +250,17 @@ class Examples:
             labels = SoftLabels(Ragged(t["labels.ids"], t["labels.starts"]), t["labels.weights"])
         return cls(prompts, answers, labels, inputs)
 
-    def check_ids(self, vocabulary: int) -> None:
-        """Raises ValueError where a token id is outside the vocabulary: the model has another tokenizer."""
+    def check(self, vocabulary: int, longest: float) -> None:
+        """Raises ValueError where there are none, a prompt is empty, a row has too many tokens for the model,
+        or a token id is outside its vocabulary: then it has another tokenizer.
+        """
+        if not len(self) or not int(self.prompts.lengths.min()):
+            raise ValueError("there is nothing to train on" if not len(self) else
+                             f"the prompt of row {int(self.prompts.lengths.argmin())} is empty")
+        lengths = self.prompts.lengths + self.answers.lengths
+        if lengths.max() > longest:
+            raise ValueError(f"row {int(lengths.argmax())} has a prompt and answer of {int(lengths.max())} "
+                             f"tokens, the model only {longest} positions")
         for values in (self.prompts.values, self.answers.values, self.labels.ids.values):
             if len(values) and not 0 <= int(values.min()) <= int(values.max()) < vocabulary:
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""The equation: token-level losses between the student and the teacher's soft labels (paper, section 2.4).
+"""Equation 1: token-level losses between the student and the teacher's soft labels (paper, section 2.4).
 
 At position t of the extracted answer f(y), the teacher's next-token distribution is
     q_t = p_θ0(· | T_teacher(x), y_<)        it sees the rich prompt and its own scratchpad,
@@ -11,7 +11,10 @@ finds it. `labels` has, with K the widest label of the batch,
     tokens  [B, T]     the answer's tokens f(y)_t
     ids     [B, T, K]  the tokens that the soft label names
     weights [B, T, K]  their probabilities; zero where there are fewer than K
-    mask    [B, T]     true at the answer's tokens, false at padding
+    mask    [B, T]     true at the answer's tokens; false at padding, whose losses have to be finite and are
+                       left out of the mean
+The logits may be bf16: `at_least_fp32`. Position t may look at position t alone, since the positions of a
+large batch come by parts, as [1, n, V]. Values of different losses cannot be compared with each other.
 A label is sampled (100 draws from q), exact (all of q), or top (the k most likely tokens). With a top label
 the rest of the vocabulary is one more outcome, the tail: every sum below then runs over k + 1 outcomes.
 """
@@ -26,6 +29,7 @@ from typing import Callable
 import torch
 from torch import Tensor
 
+from .runtime.checks import source_digest
 from .runtime.fused import parts
 
 FLOOR = 1e-10  # the least probability in the losses that take the logarithm of the label
@@ -48,13 +52,13 @@ def hard(logits: Tensor, labels) -> Tensor:
     return logsumexp - z[..., 0]
 
 
-def forward(logits: Tensor, labels) -> Tensor:
+def forward_kl(logits: Tensor, labels) -> Tensor:
     """KL(q ‖ p) = Σ_v q(v) (log q(v) − log p(v)), over the vocabulary, or the k top tokens and the tail."""
     q, p = log_probs_with_tail(logits, labels)
     return kl(q, p)
 
 
-def reverse(logits: Tensor, labels) -> Tensor:
+def reverse_kl(logits: Tensor, labels) -> Tensor:
     """KL(p ‖ q) = Σ_v p(v) (log p(v) − log q(v)): avoids what is unlikely under q (Gu et al., 2024)."""
     q, p = log_probs_with_tail(logits, labels)
     return kl(p, q)
@@ -106,16 +110,16 @@ class GatherAndLogSumExp(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(context, logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx, logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         rows = parts(logits.flatten(0, -2))
         logsumexp = torch.cat([at_least_fp32(z).logsumexp(-1) for z, in rows]).view(logits.shape[:-1])
-        context.save_for_backward(logits, ids, logsumexp)
+        ctx.save_for_backward(logits, ids, logsumexp)
         return at_least_fp32(logits.gather(-1, ids)), logsumexp
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(context, grad_z: Tensor, grad_logsumexp: Tensor) -> tuple[Tensor, None]:
-        logits, ids, logsumexp = context.saved_tensors
+    def backward(ctx, grad_z: Tensor, grad_logsumexp: Tensor) -> tuple[Tensor, None]:
+        logits, ids, logsumexp = ctx.saved_tensors
         grad, columns = torch.empty_like(logits), (logsumexp[..., None], grad_logsumexp[..., None])
         rows = (t.flatten(0, -2) for t in (logits, ids, grad_z, *columns, grad))
         for z, i, dz, l, dl, out in parts(*rows):
@@ -128,7 +132,7 @@ def at_least_fp32(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def mean_over_answers(per_token: Tensor, mask: Tensor, tokens: float | Tensor | None = None) -> Tensor:
+def mean_over_tokens(per_token: Tensor, mask: Tensor, tokens: float | Tensor | None = None) -> Tensor:
     """The sum over the batch's answer tokens, without padding, ÷ their number. → scalar.
 
     `tokens` stands in for that number: with the mean of all batches, every token has the same weight.
@@ -147,8 +151,8 @@ class Loss:
         return self.function(logits, labels, **how)
 
 
-LOSSES = {"empirical": Loss(empirical), "hard": Loss(hard, "any"), "exact": Loss(forward, "exact"),
-          "topk": Loss(forward, "top"), "reverse": Loss(reverse, "exact"), "jsd": Loss(jsd, "exact")}
+LOSSES = {"empirical": Loss(empirical), "hard": Loss(hard, "any"), "exact": Loss(forward_kl, "exact"),
+          "topk": Loss(forward_kl, "top"), "reverse": Loss(reverse_kl, "exact"), "jsd": Loss(jsd, "exact")}
 
 
 def find_loss(name: str, beta: float = 0.5) -> Callable[..., Tensor]:
@@ -158,6 +162,12 @@ def find_loss(name: str, beta: float = 0.5) -> Callable[..., Tensor]:
     if name == "jsd" and not 0 < beta < 1:
         raise ValueError(f"jsd: β = {beta} must lie between 0 and 1; at the ends, use exact or reverse")
     return partial(jsd, beta=beta) if name == "jsd" else LOSSES[name]
+
+
+def source(name: str) -> int | None:
+    """A checksum of the loss as it is written: a run does not go on with a loss that has been edited."""
+    entry = LOSSES[name]
+    return source_digest(getattr(entry, "function", entry))
 
 
 def label_kind(name: str) -> str:

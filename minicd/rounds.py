@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Callable, Sequence
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from .distill import (Context, PracticeSettings, combine_seeds, distill, ensemble_logits, identity, practice,
                       soft_labels)
 from .labels import Examples, LabelBatch, Ragged, SoftLabels
-from .losses import check_labels
+from .losses import check_labels, source
 from .runtime.files import all_tensors, atomic_safetensors, open_safetensors
 from .runtime.lora import copy_to_train
 from .sampling import generate
@@ -41,12 +42,15 @@ def rounds(model: nn.Module, tokenizer: TextTokenizer, schedule: Sequence[Sequen
            evaluate: Callable[[nn.Module, int, int, int], None] | None = None) -> nn.Module:
     """Distil round after round; returns the student of the last round and leaves `model` unchanged.
 
-    A round is a list of contexts, learnt simultaneously: L(θ) = Σ_k L_Ωk(θ) (equation 2). The next round
+    A round is a list of contexts, learnt simultaneously: L(θ) = Σ_k L_Ωk(θ) (equation 2), as one mixed set
+    in which every token weighs the same; on policy, contexts take turns by batch. The next round
     starts from its student: θ_{n+1} = argmin L_Ωn(θ) from θ_n (equation 3). The teacher is `model`, or with
     `recursive` the student of the round before. With `folder`, a rerun resumes at the round and step where
     it stopped. `name` is the prefix of the progress bars. `evaluate(student, round, step, steps)` is called
-    between steps, as in `distill`.
-    Raises ValueError where the schedule or a round is empty, and what `practice` and `fit` raise.
+    between steps, as in `distill`. With lora_rank, the student shares embeddings and norms with `model`: copy
+    it before you train it in another way.
+    Raises ValueError where the schedule or a round is empty, or the folder another run's, and what `practice`
+    and `fit` raise.
     """
     if not schedule or not all(schedule):
         raise ValueError("the schedule has no round, or a round without a context")
@@ -64,9 +68,9 @@ def one_round(teacher: nn.Module, student: nn.Module, tokenizer: TextTokenizer, 
               settings: RoundSettings, seed: int, folder: Path | None, name: str,
               evaluate: Callable[[int, int], None] | None = None) -> None:
     """Practise under every context, mix, and fit the student in place; its final weights go to `folder`."""
-    done = folder and folder / "student.safetensors"
+    done, made_by = folder and folder / "student.safetensors", described(settings, contexts, seed)
     if done and done.exists():
-        load_state(student, done)
+        load_state(student, done, made_by)
         return
     progress = folder and folder / "progress.safetensors"
     check_labels(settings.fit.loss, settings.practice.labels)
@@ -86,13 +90,21 @@ def one_round(teacher: nn.Module, student: nn.Module, tokenizer: TextTokenizer, 
                 checkpoint=progress, save_every=settings.save_every, name=f"{name}, distill",
                 evaluate=evaluate)
     if done:
-        atomic_safetensors(done, student.state_dict())
+        atomic_safetensors(done, student.state_dict(), {"round": made_by})
         progress.unlink(missing_ok=True)
 
 
-def load_state(model: nn.Module, path: Path) -> None:
-    """Raises ValueError where the file is damaged or another model's."""
+def described(settings: RoundSettings, contexts: Sequence[Context], seed: int) -> str:
+    """What a round's student depends on, its teacher and the contexts' functions aside."""
+    settings = {key: value for key, value in asdict(settings).items() if key != "save_every"}
+    return json.dumps([settings, source(settings["fit"]["loss"]), len(contexts), seed])
+
+
+def load_state(model: nn.Module, path: Path, made_by: str) -> None:
+    """Raises ValueError where the file is damaged, another model's, or of another round."""
     with open_safetensors(path, "is damaged or another model's", "delete it to train anew") as file:
+        if (file.metadata() or {}).get("round") not in (None, made_by):
+            raise ValueError("it was trained with other settings, contexts, loss or seed")
         like = next(model.parameters())
         state = {name: tensor.to(like.device) for name, tensor in all_tensors(file).items()}
         model.load_state_dict(state, assign=True)  # its parameters may be its teacher's, too

@@ -18,6 +18,7 @@ LOGITS_AT_ONCE = 2**28  # the most numbers that score() makes at a time: 1 GiB i
 LOOK_EVERY = 8  # steps between checks for finished rows on CUDA, where each check waits for the device
 SHRINK_BELOW = 0.75  # the share of running rows below which smaller steps pay for the copy of the cache
 SHRINK_RECORDED_BELOW = 0.5  # the same on CUDA, where the smaller step has to be recorded anew
+NO_NUMBERS = "the model's logits are not numbers: was its training stable?"
 Pick = Callable[[Tensor], "tuple[Tensor, ...]"]  # logits [B, V] → next tokens [B], what else to keep [B, …]
 
 
@@ -136,7 +137,9 @@ class Stops:
             raise ValueError("stop strings need the tokenizer, and must not be empty")
         self.eos = {model.config.eos_token_id, *getattr(model.config, "more_eos_token_ids", ())} - {-1}
         self.filler = max(0, model.config.eos_token_id)  # any token: what follows an end is cut off
-        ids = [*self.eos, *(s for s in stop if not isinstance(s, str))]
+        named = [tokenizer.backend.token_to_id(s) for s in self.strings]
+        special = [i for i in named if i is not None and not tokenizer.decode([i])]  # unseen in a text
+        ids = [*self.eos, *special, *(s for s in stop if not isinstance(s, str))]
         self.ids = torch.tensor(ids, dtype=torch.long, device=next(model.parameters()).device)
         self.known = set(ids)
 
@@ -166,7 +169,10 @@ def choose(logits: Tensor, temperature: float, top_k: int | None = None, top_p: 
            generator=None) -> Tensor:
     """Logits [B, V] → one token for each row [B]."""
     if temperature == 0:
-        return logits.max(-1).indices  # on the CPU, argmax takes four times as long
+        most, tokens = logits.max(-1)  # on the CPU, argmax takes four times as long
+        if most.device.type == "cpu" and most.isnan().any():
+            raise ValueError(NO_NUMBERS)
+        return tokens
     logits = logits.float() / temperature
     if top_k is not None:
         kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
@@ -190,7 +196,7 @@ def draw(logits: Tensor, samples: int, generator: torch.Generator | None = None)
     # On the CPU, multinomial draws a number for each word, or adds up on one core and in fp32 alone
     sums = probabilities.cumsum(-1)
     if sums[:, -1].isnan().any():
-        raise ValueError("the model's logits are not numbers: was its training stable?")
+        raise ValueError(NO_NUMBERS)
     points = torch.rand(len(sums), samples, generator=generator) * sums[:, -1:]
     return torch.searchsorted(sums, points, right=True)  # right: never a word of probability 0
 

@@ -19,7 +19,7 @@ from .layers import Embedding, KVCache, RMSNorm, attend, decoding_layout, select
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "gated-relu": F.relu, "gated-silu": F.silu,
                "gated-gelu": lambda x: F.gelu(x, approximate="tanh")}  # T5's convention, unlike plain "gelu"
-KEEP_FP32 = (".wo.",)  # overflows in half precision in large T5s
+KEEP_FP32 = (".wo.",)  # as in transformers, since it overflows in fp16 in large T5s
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Callable, Protocol
@@ -11,6 +12,7 @@ from typing import Callable, Protocol
 import torch
 from torch import Tensor, nn
 
+from .runtime.checks import at_least_one
 from .runtime.device import autocast
 from .runtime.files import all_tensors, atomic_safetensors, open_safetensors
 from .runtime.half import Working
@@ -20,15 +22,18 @@ from .runtime.muon import Muon
 from .runtime.products import chosen_products, fastest
 from .runtime.progress import bar
 from .labels import Examples, LabelBatch
-from .losses import find_loss, mean_over_answers
+from .losses import find_loss, mean_over_tokens, source
 
 OPTIMISERS = ("adamw", "muon")
 CHECK_EVERY = 20  # steps between checks of the loss, since each check waits for the device
+ADVICE = "lower the learning rate or clip the gradient; a checkpoint would be from before that step"
 
 
 @dataclass
 class FitSettings:
-    """How to train. The paper: AdamW, weight decay 0, constant learning rate, no clipping (appendix B.3)."""
+    """How to train. The paper: AdamW, batch 16, weight decay 0, lr 1e-5 or 1e-4 (appendix B.3); it names no
+    schedule and no clipping.
+    """
 
     lr: float = 1e-5
     batch_size: int = 16
@@ -37,19 +42,24 @@ class FitSettings:
     clip: float = 0.0  # largest gradient norm; 0: no clipping
     loss: str = "empirical"  # by its name in losses.py; on hard labels it is the plain cross-entropy
     jsd_beta: float = 0.5  # of the loss jsd
-    dropout: float | None = None  # None: what the model's config says
+    dropout: float | None = None  # None: the model's own
     optimiser: str = "adamw"  # or muon: for the layers' matrices (Jordan et al., 2024), AdamW for the rest
-    precision: str = "auto"  # auto, fp32, bf16, or bf16-weights: masters, which learn, are always fp32
+    precision: str = "auto"  # auto, fp32, bf16, or bf16-weights, whose masters, which learn, are fp32
     lora_rank: int = 0  # of low-rank adapters on the layers' matrices, which alone learn; 0: everything does
     micro_batch: int = 0  # rows whose activations are in memory together; 0: the whole batch
     checkpointing: bool = False  # compute each block's activations again in backward, to save memory
+
+    def __post_init__(self):
+        at_least_one(self, "batch_size")
+        if self.lora_rank < 0 or self.micro_batch < 0:
+            raise ValueError("lora_rank and micro_batch must be at least 0")
 
 
 class BatchSource(Protocol):
     """Batches by step number, so that a resumed run sees exactly what an uninterrupted one sees.
 
     If it has `tokens_per_batch`, the mean number of answer tokens, every token has the same weight. Else a
-    batch's loss is the mean over its own tokens.
+    batch's loss is the mean over its own tokens. With a `digest`, a run resumes only where that is equal.
     """
 
     def __len__(self) -> int: ...
@@ -60,13 +70,18 @@ class Epochs:
     """Shuffled passes over examples, in batches of similar length, which saves a third of the padding."""
 
     def __init__(self, examples: Examples, batch_size: int, epochs: float, seed: int, pad: int = 0):
-        """`pad`: the padding of prompts, the model's `config.pad_token_id`."""
+        """`pad`: the padding of prompts, the model's `config.pad_token_id`.
+
+        Raises ValueError without examples or with no epochs.
+        """
+        if not len(examples) or not epochs > 0:
+            raise ValueError(f"{epochs} epochs of {len(examples)} examples are no training")
         self.examples, self.seed, self.pad = examples, seed, pad
         self.batch_size = min(batch_size, len(examples))
         self.per_epoch = len(examples) // self.batch_size
         self.steps = max(1, round(epochs * self.per_epoch))
         self.tokens_per_batch = self.batch_size * len(examples.answers.values) / len(examples)
-        self.epoch, self.order = -1, []
+        self.epoch, self.order, self.digest = -1, [], examples.digest
 
     def __len__(self) -> int:
         return self.steps
@@ -104,41 +119,44 @@ class Run:
     """A training run that can stop and resume: model, optimisers, step, losses so far, random state."""
 
     def __init__(self, model: nn.Module, settings: FitSettings, steps: int, seed: int,
-                 checkpoint: Path | None, tokens_per_batch: float | None = None):
+                 checkpoint: Path | None, tokens_per_batch: float | None = None, digest: int | None = None):
         self.model, self.settings, self.steps, self.checkpoint = model, settings, steps, checkpoint
         self.tokens_per_batch = tokens_per_batch
         self.working = Working(model, half=settings.precision == "bf16-weights")
+        warn_of_half(model)
         self.optimisers = make_optimisers(model, settings)
         self.loss = find_loss(settings.loss, settings.jsd_beta)
         self.device = next(model.parameters()).device
-        self.description = json.dumps({"settings": asdict(settings), "steps": steps, "seed": seed})
+        self.description = json.dumps({"settings": asdict(settings), "steps": steps, "seed": seed,
+                                       "loss": source(settings.loss), "data": digest})
         self.step, self.history, self.saved = 0, [], time.monotonic()
+        self.recent: list[Tensor] = []  # losses since the last mean in the history
         self.products: list[bool] | None = None  # measured in the first step, then kept: resume is exact
         torch.manual_seed(seed)
         if checkpoint and checkpoint.exists():
             self.load()
 
     def update(self, prompts: Tensor, labels: LabelBatch) -> Tensor:
-        """One optimiser step; returns the batch's loss, still on the device."""
+        """One optimiser step; returns the batch's summed loss and its tokens, still on the device."""
         prompts, labels = prompts.to(self.device, non_blocking=True), labels.to(self.device)
         tokens = self.tokens_per_batch or labels.mask.sum().clamp(min=1)
         losses = [self.backward(*part, tokens)
                   for part in micro_batches(prompts, labels, self.settings.micro_batch)]
         self.optimise()
-        return torch.stack(losses).sum()
+        return torch.stack([torch.stack(losses).sum(), labels.mask.sum()])
 
     def backward(self, prompts: Tensor, labels: LabelBatch, tokens: float | Tensor) -> Tensor:
-        """Add the gradient of the loss on these rows, of a batch with so many tokens; returns the loss."""
+        """Add the gradient of the loss on these rows, of a batch with so many tokens; returns its sum."""
         with autocast(self.device, self.settings.precision):
             if self.products is None:
                 self.products = fastest(self.working.model, prompts.numel() + labels.tokens.numel())
         with chosen_products(self.working.model, self.products):
             with autocast(self.device, self.settings.precision):
                 per_token = loss_per_token(self.working.model, prompts, labels, self.loss)
-            loss = mean_over_answers(per_token, labels.mask, tokens)
+            loss = mean_over_tokens(per_token, labels.mask, tokens)
             loss.backward()
         self.working.hand_over()
-        return loss.detach()
+        return loss.detach() * tokens
 
     def optimise(self) -> None:
         """Take one step with the gradients that are there."""
@@ -165,15 +183,20 @@ class Run:
         return state
 
     def save(self) -> None:
-        """Write the checkpoint. Raises FloatingPointError and keeps the old one if weights are not finite."""
-        if not all(p.isfinite().all() for p in self.model.parameters()):
-            raise FloatingPointError(
-                f"step {self.step} made weights that are not finite; lower the learning rate or clip the "
-                "gradient. The last checkpoint is from before that step")
-        metadata = {"run": self.description, "history": json.dumps([self.step, self.history]),
+        """Write the checkpoint. Raises FloatingPointError and keeps the old one where `check` does."""
+        self.check()
+        recent = [step.tolist() for step in self.recent]
+        metadata = {"run": self.description, "history": json.dumps([self.step, self.history, recent]),
                     "products": json.dumps(self.products)}
         atomic_safetensors(self.checkpoint, self.tensors(), metadata)
         self.saved = time.monotonic()
+
+    def check(self) -> None:
+        """Raises FloatingPointError where the latest losses or the weights are not finite."""
+        if self.recent:
+            finite_mean(self.recent, self.step)
+        if not all(p.isfinite().all() for p in self.model.parameters()):
+            raise FloatingPointError(f"step {self.step} made weights that are not finite; {ADVICE}")
 
     def load(self) -> None:
         """Resume from the checkpoint. Raises ValueError where it is damaged or another run's."""
@@ -181,14 +204,16 @@ class Run:
             metadata, state = file.metadata() or {}, all_tensors(file)
             if metadata.get("run") != self.description:
                 raise ValueError(
-                    f"{self.checkpoint} belongs to a run with other settings ({metadata.get('run')}); this "
-                    f"one has {self.description}. Delete it to train this stage anew")
+                    f"{self.checkpoint} belongs to a run with other settings, data or loss "
+                    f"({metadata.get('run')}); this one has {self.description}. Delete it to train this "
+                    "stage anew")
             self.products = json.loads(metadata.get("products", "[]"))  # older files lack it
             self.restore(json.loads(metadata["history"]), state)
 
     def restore(self, progress: list, state: dict[str, Tensor]) -> None:
         """Take step, losses, weights, optimisers and random state from a checkpoint."""
-        self.step, self.history = progress
+        self.step, self.history, recent = progress
+        self.recent = [torch.tensor(step, device=self.device) for step in recent]
         self.model.load_state_dict({n[6:]: v for n, v in state.items() if n.startswith("model.")})
         self.working.follow()
         for name, parameter in self.model.named_parameters():
@@ -217,31 +242,43 @@ def make_optimisers(model: nn.Module, settings: FitSettings) -> list[torch.optim
     return optimisers
 
 
+def warn_of_half(model: nn.Module) -> None:
+    """Warns where weights that learn are of half precision."""
+    if any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()):
+        warnings.warn("weights of half precision are trained: most steps are too small for them to tell. "
+                      "Load the model in fp32, or train with precision='bf16-weights'")
+
+
 def finite_mean(losses: list[Tensor], last_step: int) -> float:
-    """The mean of the latest losses. Raises FloatingPointError, naming the first step that is not finite."""
-    values = torch.stack(losses).cpu()
-    bad = (~values.isfinite()).nonzero()
+    """The mean over the tokens of the latest steps, each [summed loss, tokens].
+
+    Raises FloatingPointError, naming the first step that is not finite.
+    """
+    sums, tokens = torch.stack(losses).cpu().double().T
+    bad = (~sums.isfinite()).nonzero()
     if len(bad):
         raise FloatingPointError(f"the loss at step {last_step - len(losses) + 1 + int(bad[0])} is "
-                                 f"{values[bad[0, 0]].item()}; lower the learning rate or clip the gradient. "
-                                 "The last checkpoint is from before that step")
-    return values.mean().item()
+                                 f"{(sums / tokens)[bad[0, 0]].item()}; {ADVICE}")
+    return (sums.sum() / tokens.sum().clamp(min=1)).item()
 
 
 def fit(model: nn.Module, batches: BatchSource, settings: FitSettings, *, seed: int = 0,
         name: str = "training", checkpoint: Path | None = None, save_every: float = 30.0,
         evaluate: Callable[[int], None] | None = None) -> list[float]:
-    """Minimise the mean answer-token loss, in place; returns the loss (nats) every CHECK_EVERY steps.
+    """Minimise the mean answer-token loss, in place; returns its mean over every CHECK_EVERY steps.
 
+    The last mean is over the steps that are left. All are in nats, though `empirical` has its least at the
+    label's entropy instead of 0.
     With `checkpoint`, the state is written there every `save_every` seconds, and a rerun after Ctrl-C or a
-    kill resumes from it, on the CPU bit for bit as if it had never stopped. On CUDA attention adds gradients
-    up in no fixed order, so there two runs are never quite equal. `evaluate(step)` is called between steps.
+    kill resumes from it, on the CPU bit for bit as if it had never stopped. (Two runs in fp32 may differ in
+    rounding, since large layers measure at first which product is faster. On CUDA attention adds gradients up
+    in no fixed order, so there two runs are never quite equal.) `evaluate(step)` is called between steps.
     Raises FloatingPointError on a non-finite loss, ValueError for a damaged or another run's checkpoint.
     """
     set_dropout(model, settings.dropout)
     with adapters(model, settings.lora_rank, seed), checkpointed_blocks(model, settings.checkpointing):
         run = Run(model.train(), settings, len(batches), seed, checkpoint,
-                  getattr(batches, "tokens_per_batch", None))
+                  getattr(batches, "tokens_per_batch", None), getattr(batches, "digest", None))
         take_steps(run, batches, name, save_every, evaluate)
     model.eval()
     return run.history
@@ -250,20 +287,20 @@ def fit(model: nn.Module, batches: BatchSource, settings: FitSettings, *, seed: 
 def take_steps(run: Run, batches: BatchSource, name: str, save_every: float,
                evaluate: Callable[[int], None] | None) -> None:
     """The steps of `fit`."""
-    recent: list[Tensor] = []
     with bar(run.steps, name, "step", initial=run.step) as shown:
         while run.step < run.steps:
-            recent.append(run.update(*batches[run.step]))
+            run.recent.append(run.update(*batches[run.step]))
             shown.update()
-            if run.step % CHECK_EVERY == 0 or run.step == run.steps:
-                run.history.append(finite_mean(recent, run.step))
-                recent.clear()
+            done = run.step == run.steps
+            if run.step % CHECK_EVERY == 0 or done:
+                run.history.append(finite_mean(run.recent, run.step))
+                run.recent.clear()
                 shown.set_postfix(loss=f"{run.history[-1]:.4f}", refresh=False)
                 if evaluate:
                     evaluate(run.step)
-                late = time.monotonic() - run.saved > save_every or run.step == run.steps
-                if run.checkpoint and late:
-                    run.save()
+            if run.checkpoint and (done or time.monotonic() - run.saved > save_every):
+                run.save()
+    run.check()
 
 
 def set_dropout(model: nn.Module, rate: float | None) -> None:

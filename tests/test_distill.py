@@ -2,6 +2,7 @@
 
 import sys
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from helpers import tiny_t5
 
 from minicd.distill import Context, NoAnswers, PracticeSettings, distill, practice
 from minicd.labels import Examples, SoftLabels
-from minicd.losses import empirical, mean_over_answers
+from minicd.losses import empirical, mean_over_tokens
 from minicd.sampling import score
 from minicd.tokenizer import word_tokenizer
 from minicd.training import FitSettings
@@ -182,6 +183,54 @@ def test_almost_nothing_to_extract(teacher):
         practice(teacher, TOKENIZER, Recorder(every_twentieth).context, 40, SETTINGS)
 
 
+def test_what_is_left_at_the_end_may_have_no_answer(teacher):
+    drawn = []
+
+    def all_but_the_last(tokens: list[int]) -> slice | None:
+        drawn.append(tokens)
+        return slice(0, 1) if len(drawn) <= 20 else None
+
+    items = practice(teacher, TOKENIZER, Recorder(all_but_the_last).context, 21, replace(SETTINGS, chunk=20))
+    assert len(drawn) == 21 and 0 < len(items) <= 20 and items.input(0)
+
+
+@pytest.mark.parametrize("step", [2, -1])
+def test_an_extractor_keeps_neighbours(teacher, step):
+    with pytest.raises(ValueError, match="f keeps neighbouring tokens, without a step"):
+        practice(teacher, TOKENIZER, Recorder(lambda tokens: slice(None, None, step)).context, 5, SETTINGS)
+
+
+def test_d_draws_as_many_inputs_as_it_is_asked_for(teacher):
+    context = Context(lambda n, rng: letters(n - 1, rng), teacher_template, student_template, second_to_fourth)
+    with pytest.raises(ValueError, match="D was asked for 5 inputs and drew 4"):
+        practice(teacher, TOKENIZER, context, 5, SETTINGS)
+    with pytest.raises(ValueError, match="practice on 0 inputs"):
+        practice(teacher, TOKENIZER, context, 0, SETTINGS)
+
+
+@pytest.mark.parametrize("name", ["label_samples", "label_top", "max_new_tokens", "chunk"])
+def test_settings_out_of_range(name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, not 0"):
+        PracticeSettings(**{name: 0})
+
+
+OTHERS = {"seed": dict(seed=2), "settings": dict(settings=replace(SETTINGS, labels="top")), "items": dict(n=30),
+          "teacher": dict(teacher=lambda x: f"teacher {x}"), "student": dict(student=lambda x: f"student twice {x}")}
+
+
+@pytest.mark.parametrize("change", OTHERS)
+def test_chunks_of_another_practice_are_refused(teacher, change, tmp_path):
+    def practised(n=25, settings=SETTINGS, seed=1, **templates):
+        context = Context(**{"inputs": letters, "teacher": teacher_template, "student": student_template,
+                             "extract": second_to_fourth, **templates})
+        return practice(model, TOKENIZER, context, n, replace(settings, chunk=20), seed=seed, folder=tmp_path)
+    model, changed = teacher, OTHERS[change]
+    first = practised()
+    assert same(first, practised())  # the same practice goes on
+    with pytest.raises(ValueError, match="is of a practice with other prompts, settings or seed"):
+        practised(**changed)
+
+
 def test_the_seed_decides_the_practice_set(teacher):
     first, again, other = (practice(teacher, TOKENIZER, Recorder().context, 30, SETTINGS, seed=seed) for seed in (1, 1, 2))
     assert same(first, again) and not same(first, other)
@@ -223,7 +272,7 @@ def test_chunks_differ_and_are_resumed_bit_for_bit(teacher, tmp_path):
 def mean_loss(model, items: Examples) -> float:
     prompts, labels = items.batch(torch.arange(len(items)))
     with torch.no_grad():
-        return mean_over_answers(empirical(model(prompts, labels.tokens), labels), labels.mask).item()
+        return mean_over_tokens(empirical(model(prompts, labels.tokens), labels), labels.mask).item()
 
 
 @pytest.mark.parametrize("loss", ["empirical", "hard"])

@@ -8,11 +8,11 @@ import torch
 from torch.nn.functional import log_softmax
 
 from minicd.labels import LabelBatch, SoftLabels
-from minicd.losses import find_loss, forward, jsd, mean_over_answers, reverse
+from minicd.losses import find_loss, forward_kl, jsd, mean_over_tokens, reverse_kl
 
 P = torch.tensor([[[0.0, math.log(2), math.log(3)]]], dtype=torch.float64)  # the student: 1/6, 2/6, 3/6
 Q = torch.tensor([[0.0, math.log(3), math.log(4)]], dtype=torch.float64)  # the teacher: 1/8, 3/8, 4/8
-LOSSES = {"forward": forward, "reverse": reverse, "jsd": jsd, "jsd 0.1": partial(jsd, beta=0.1)}
+LOSSES = {"forward": forward_kl, "reverse": reverse_kl, "jsd": jsd, "jsd 0.1": partial(jsd, beta=0.1)}
 
 
 def batch(labels: SoftLabels, length: int, dtype=torch.float64) -> LabelBatch:
@@ -45,7 +45,7 @@ def dense(name: str, q: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
 # KL(p‖q) = 1/6 ln 4/3 + 1/3 ln 8/9             =  0.047947012075 − 0.039261011885 = 0.008686000190
 # KL(q‖m) = 1/8 ln 6/7 + 3/8 ln 18/17           = −0.019268834977 + 0.021434405190 = 0.002165570212
 # KL(p‖m) = 1/6 ln 8/7 + 1/3 ln 16/17           =  0.022255232104 − 0.020208207272 = 0.002047024832
-@pytest.mark.parametrize("loss, expected", [(forward, 0.008208379315), (reverse, 0.008686000190),
+@pytest.mark.parametrize("loss, expected", [(forward_kl, 0.008208379315), (reverse_kl, 0.008686000190),
                                             (jsd, (0.002165570212 + 0.002047024832) / 2)])
 def test_by_hand(loss, expected):
     assert loss(P, exact([[1 / 8, 3 / 8, 4 / 8]])).item() == pytest.approx(expected, abs=1e-9)
@@ -54,7 +54,7 @@ def test_by_hand(loss, expected):
 def test_beta_is_a_setting_of_the_loss_jsd_alone():
     label = exact([[1 / 8, 3 / 8, 4 / 8]])
     assert find_loss("jsd", 0.1)(P, label).item() == pytest.approx(jsd(P, label, beta=0.1).item(), abs=1e-15)
-    assert find_loss("reverse", 0.1)(P, label).item() == reverse(P, label).item()
+    assert find_loss("reverse", 0.1)(P, label).item() == reverse_kl(P, label).item()
     for beta in (0.0, 1.0, -1.0, 2.0, math.nan):
         with pytest.raises(ValueError, match="must lie between 0 and 1"):
             find_loss("jsd", beta)
@@ -75,9 +75,9 @@ def test_top_k_by_hand():
     # with k = 1: q = (1/2, 1/2), p = (1/2, 1/2): nothing left to tell them apart
     two, one = (batch(SoftLabels.top(Q, k), 1) for k in (2, 1))
     assert two.ids.tolist() == [[[2, 1]]] and one.ids.tolist() == [[[2]]]
-    assert forward(P, two).item() == pytest.approx(0.008208379315, abs=1e-7)
-    assert reverse(P, two).item() == pytest.approx(0.008686000190, abs=1e-7)
-    assert forward(P, one).item() == pytest.approx(0.0, abs=1e-7)
+    assert forward_kl(P, two).item() == pytest.approx(0.008208379315, abs=1e-7)
+    assert reverse_kl(P, two).item() == pytest.approx(0.008686000190, abs=1e-7)
+    assert forward_kl(P, one).item() == pytest.approx(0.0, abs=1e-7)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -142,11 +142,11 @@ def test_hard_and_padded_entries_stay_finite(name):
 def test_padding_counts_for_nothing(name):
     label = exact([[0.2, 0.3, 0.5], [0.1, 0.1, 0.8]])
     z = torch.randn(1, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
-    alone = mean_over_answers(LOSSES[name](z[:, :1], exact([[0.2, 0.3, 0.5]])), torch.tensor([[True]]))
+    alone = mean_over_tokens(LOSSES[name](z[:, :1], exact([[0.2, 0.3, 0.5]])), torch.tensor([[True]]))
     label.mask[0, 1] = False
     label.weights = label.weights * label.mask[..., None]
     z.requires_grad_()
-    value = mean_over_answers(LOSSES[name](z, label), label.mask)
+    value = mean_over_tokens(LOSSES[name](z, label), label.mask)
     assert value.item() == pytest.approx(alone.item(), abs=1e-12)
     assert (torch.autograd.grad(value, z)[0][0, 1] == 0).all()
 
@@ -193,7 +193,7 @@ def test_a_tail_that_the_student_forgot_pulls_it_back(gap):
     """q = (1/2, tail 1/2), and the student gives the tail e^−gap: the gradient is p − q, about (1/2, −1/2)."""
     label = batch(SoftLabels.top(torch.tensor([[0.5, 0.25, 0.25]]).log(), 1), 1, torch.float32)
     z = torch.tensor([[[gap, 0.0, 0.0]]]).requires_grad_()
-    (gradient,) = torch.autograd.grad(forward(z, label).sum(), z)
+    (gradient,) = torch.autograd.grad(forward_kl(z, label).sum(), z)
     assert gradient[0, 0].tolist() == pytest.approx([0.5, -0.25, -0.25], abs=1e-4)
 
 
@@ -204,7 +204,7 @@ def test_the_direction_decides_what_a_narrow_student_does():
     """
     label = exact([[0.5 - 1e-6, 0.5 - 1e-6, 2e-6]])
     z = torch.tensor([[[30.0, 0.0, 0.0]]], dtype=torch.float64).requires_grad_()
-    values = [loss(z, label) for loss in (forward, reverse)]
+    values = [loss(z, label) for loss in (forward_kl, reverse_kl)]
     assert values[0].item() == pytest.approx(15 - math.log(2), abs=1e-3)
     assert values[1].item() == pytest.approx(math.log(2), abs=1e-3)
     pulls = [torch.autograd.grad(value.sum(), z)[0][0, 0].tolist() for value in values]

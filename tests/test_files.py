@@ -51,7 +51,7 @@ def read_progress(path: Path) -> dict[str, torch.Tensor]:
 
 
 def read_student(path: Path) -> dict[str, torch.Tensor]:
-    load_state(model := tiny_t5(seed=1), path)
+    load_state(model := tiny_t5(seed=1), path, "")
     return model.state_dict()
 
 

@@ -227,12 +227,12 @@ def test_batch_by_hand(examples):
     expected[0, 1, 3], expected[0, 1, 4] = 0.25, 0.75
     expected[0, 3, 5], expected[0, 3, 6] = 0.25, 0.75
     expected[2, 1, 1], expected[2, 1, 2] = 0.25, 0.75
-    assert torch.equal(target, expected)
+    assert torch.equal(target[labels.mask], expected[labels.mask])
 
 
-def test_batch_weights_are_probabilities_at_answers_and_zero_at_padding(examples):
+def test_batch_weights_are_probabilities_at_answers_and_at_padding(examples):
     _, labels = examples.batch(torch.arange(4))
-    assert torch.equal(labels.weights.sum(-1), labels.mask.float())
+    assert torch.equal(labels.weights.sum(-1), torch.ones(labels.mask.shape))
     assert (labels.weights >= 0).all() and labels.ids.dtype == torch.int64
 
 
@@ -253,7 +253,7 @@ def test_joined_examples_are_the_same_examples(examples):
 def test_hard_examples_label_every_token_with_itself():
     _, labels = Examples.hard([[2, 1], [3, 1]], [[4, 5, 1], [6, 1]]).batch(torch.arange(2))
     assert torch.equal(labels.ids[..., 0][labels.mask], labels.tokens[labels.mask])
-    assert torch.equal(labels.weights[..., 0], labels.mask.float())
+    assert torch.equal(labels.weights[..., 0], torch.ones(labels.mask.shape))
 
 
 @pytest.mark.parametrize("kind", ["soft", "hard", "sampled"])
@@ -290,4 +290,28 @@ def test_a_file_that_is_no_practice_set_is_named(examples, tmp_path):
 def test_token_ids_out_of_range_are_named(prompt, answer, label):
     examples = Examples(Ragged.of([prompt]), Ragged.of([answer]), SoftLabels.one_hot(torch.tensor(label)))
     with pytest.raises(ValueError, match="the practice set holds token ids from .* the model's go from 0 to 49"):
-        examples.check_ids(50)
+        examples.check(50, 100)
+
+
+@pytest.mark.parametrize("prompts, answers, problem", [
+    ([], [], "there is nothing to train on"), ([[1], []], [[1], [1]], "the prompt of row 1 is empty"),
+    ([[1], [1, 2, 3]], [[1], [1, 2]], "row 1 has a prompt and answer of 5 tokens, the model only 4 positions")])
+def test_what_a_model_cannot_read_is_named(prompts, answers, problem):
+    with pytest.raises(ValueError, match=problem):
+        Examples.hard(prompts, answers).check(10, 4)
+
+
+def test_rows_are_counted_from_the_end_too():
+    rows = Ragged.of([[1], [2, 3], [4]])
+    assert rows[-1] == [4] and rows[-2] == [2, 3]
+
+
+def test_counts_do_not_join_with_probabilities():
+    counts, exact = SoftLabels.sample(torch.zeros(2, 5), 100), SoftLabels.top(torch.zeros(1, 5))
+    with pytest.raises(ValueError, match="sampled labels cannot be joined with exact or top-k ones"):
+        SoftLabels.join([counts, exact])
+    assert SoftLabels.join([exact, SoftLabels.one_hot(torch.tensor([3]))]).kind == "exact"  # a hard label is both
+
+
+def test_a_label_of_the_whole_vocabulary_is_exact():
+    assert SoftLabels.top(torch.zeros(1, 151_936)).kind == "exact"

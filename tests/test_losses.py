@@ -8,7 +8,7 @@ from helpers import tiny_t5
 from torch.nn.functional import log_softmax
 
 from minicd.labels import Examples, LabelBatch, Ragged, SoftLabels
-from minicd.losses import LOSSES, empirical, find_loss, hard, label_kind, mean_over_answers
+from minicd.losses import LOSSES, empirical, find_loss, hard, label_kind, mean_over_tokens
 
 # logits (0, ln 2, ln 3): exponentials 1, 2, 3 with sum 6, so p = (1/6, 2/6, 3/6) and logsumexp = ln 6
 LOGITS = torch.tensor([[[0.0, math.log(2), math.log(3)]]], dtype=torch.float64)
@@ -109,12 +109,12 @@ def test_half_precision_logits_are_summed_in_fp32(loss):
     assert value.item() == pytest.approx(math.log(4096), abs=1e-5)
 
 
-def test_mean_over_answers_by_hand():
+def test_mean_over_tokens_by_hand():
     per_token = torch.tensor([[1.0, 2.0], [4.0, 99.0]])
     mask = torch.tensor([[True, True], [True, False]])
-    assert mean_over_answers(per_token, mask).item() == pytest.approx(7 / 3)  # (1 + 2 + 4) / 3, the padding left out
-    assert mean_over_answers(per_token, torch.zeros(2, 2, dtype=torch.bool)).item() == 0.0
-    assert mean_over_answers(per_token, mask, 14.0).item() == pytest.approx(7 / 14)
+    assert mean_over_tokens(per_token, mask).item() == pytest.approx(7 / 3)  # (1 + 2 + 4) / 3, the padding left out
+    assert mean_over_tokens(per_token, torch.zeros(2, 2, dtype=torch.bool)).item() == 0.0
+    assert mean_over_tokens(per_token, mask, 14.0).item() == pytest.approx(7 / 14)
 
 
 @pytest.mark.parametrize("loss", [empirical, hard])
@@ -124,10 +124,10 @@ def test_padding_has_no_gradient_and_no_value(loss, huge):
     labels.mask[1, 1:] = False
     labels.weights = labels.weights * labels.mask[..., None]
     z = torch.randn(2, 3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    expected = mean_over_answers(loss(z, labels), labels.mask)
+    expected = mean_over_tokens(loss(z, labels), labels.mask)
     z[1, 1:, 2] = huge
     z.requires_grad_()
-    value = mean_over_answers(loss(z, labels), labels.mask)
+    value = mean_over_tokens(loss(z, labels), labels.mask)
     value.backward()
     assert torch.equal(value, expected)
     if math.isfinite(huge):
@@ -163,7 +163,7 @@ def test_batching_changes_nothing(examples, loss):
         answer_tokens = sum(labels.mask.sum() for _, labels in batches)
         total = 0.0
         for prompts, labels in batches:
-            mean = mean_over_answers(loss(model(prompts, labels.tokens), labels), labels.mask)
+            mean = mean_over_tokens(loss(model(prompts, labels.tokens), labels), labels.mask)
             share = mean * labels.mask.sum() / answer_tokens
             share.backward()
             total += share.item()
@@ -184,7 +184,7 @@ def test_one_token_of_a_long_answer_weighs_as_much_as_a_short_answer():
     """The mean is over tokens, not over answers: 3 tokens of loss 1 and 1 token of loss 5 make (3 + 5) / 4."""
     per_token = torch.tensor([[1.0, 1.0, 1.0], [5.0, 0.0, 0.0]])
     mask = torch.tensor([[True, True, True], [True, False, False]])
-    assert mean_over_answers(per_token, mask).item() == 2.0
+    assert mean_over_tokens(per_token, mask).item() == 2.0
 
 
 def test_every_loss_names_its_kind_of_label_and_a_mere_function_takes_samples(monkeypatch):

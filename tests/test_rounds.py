@@ -11,7 +11,7 @@ from helpers import tiny_t5
 
 from minicd import training
 from minicd.distill import Context, PracticeSettings, distill, ensemble_logits, identity, practice
-from minicd.losses import LOSSES, forward, mean_over_answers, reverse
+from minicd.losses import LOSSES, forward_kl, mean_over_tokens, reverse_kl
 from minicd.rounds import OnPolicy, RoundSettings, rounds
 from minicd.runtime.files import atomic_safetensors
 from minicd.sampling import score
@@ -49,13 +49,13 @@ def weights(model) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-def distance(student, prompt: str, teacher_prompt: str, teacher, loss=forward) -> float:
+def distance(student, prompt: str, teacher_prompt: str, teacher, loss=forward_kl) -> float:
     """Mean KL(label ‖ student), or another loss, over fresh practice items of this context."""
     settings = PracticeSettings(labels="exact", max_new_tokens=6)
     items = practice(teacher, TOKENIZER, context(teacher_prompt, prompt), 64, settings, seed=99)
     prompts, labels = items.batch(torch.arange(len(items)))
     with torch.no_grad():
-        return mean_over_answers(loss(student(prompts, labels.tokens), labels), labels.mask).item()
+        return mean_over_tokens(loss(student(prompts, labels.tokens), labels), labels.mask).item()
 
 
 def test_a_round_is_practice_and_distillation_of_all_its_contexts_together(base):
@@ -65,6 +65,17 @@ def test_a_round_is_practice_and_distillation_of_all_its_contexts_together(base)
     assert torch.equal(weights(base), before), "the model that was passed stays as it is"
     for prompt, teacher_prompt in (("student", "one"), ("other", "two")):
         assert distance(student, prompt, teacher_prompt, base) < 0.7 * distance(base, prompt, teacher_prompt, base)
+
+
+@pytest.mark.parametrize("other", [dict(seed=4), dict(settings=replace(SETTINGS, items=40)), dict(schedule=[[ONE, TWO]])])
+def test_a_folder_of_other_rounds_is_refused(base, other, tmp_path):
+    short = replace(SETTINGS, epochs=1.0)
+
+    def distilled(schedule=[[ONE]], settings=short, seed=3):
+        return rounds(base, TOKENIZER, schedule, settings, seed=seed, folder=tmp_path)
+    assert torch.equal(weights(distilled()), weights(distilled()))
+    with pytest.raises(ValueError, match="it was trained with other settings, contexts, loss or seed"):
+        distilled(**other)
 
 
 def seen_teachers(monkeypatch) -> list[torch.Tensor]:
@@ -208,7 +219,7 @@ def judged(student, teacher, context: Context) -> float:
     settings = PracticeSettings(labels="exact", max_new_tokens=6)
     prompts, labels = OnPolicy(student, teacher, TOKENIZER, context, settings, steps=1, batch_size=64, seed=77)[0]
     with torch.no_grad():
-        return mean_over_answers(reverse(student(prompts, labels.tokens), labels), labels.mask).item()
+        return mean_over_tokens(reverse_kl(student(prompts, labels.tokens), labels), labels.mask).item()
 
 
 def test_on_policy_answers_are_the_students_and_labels_the_teachers(base):

@@ -7,6 +7,7 @@ from helpers import tiny_t5
 from minicd import sampling
 from minicd.sampling import LOOK_EVERY, choose, generate, score
 from minicd.t5 import Cache
+from minicd.tokenizer import word_tokenizer
 
 EOS = 1
 
@@ -271,3 +272,22 @@ def test_on_cuda_rows_leave_the_batch_less_often(model, prompts, monkeypatch):
     (often, many), (seldom, few) = (run(sampling.pace(torch.device(kind))[1]) for kind in ("cpu", "cuda"))
     assert often == seldom and few < many
     assert sampling.pace(torch.device("cuda"))[0] == LOOK_EVERY > sampling.pace(torch.device("cpu"))[0] == 1
+
+
+def test_a_greedy_model_without_numbers_is_told():
+    model = tiny_t5(12)
+    model.shared.weight.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="the model's logits are not numbers"):
+        generate(model, [[2, 3]], 4, temperature=0)
+
+
+def test_a_stop_string_may_be_a_special_token():
+    """Decoding leaves it out, so that no text ever holds it."""
+    tokenizer = word_tokenizer([*"abcdefgh", "<|end|>"])
+    tokenizer.backend.add_special_tokens(["<|end|>"])
+    end, model = tokenizer.backend.token_to_id("<|end|>"), tiny_t5(len(tokenizer))
+    assert tokenizer.decode([end]) == ""
+    def always(logits):
+        return torch.full((len(logits),), end),
+    completions, reasons, _ = generate(model, [[2, 3]], 4, stop=["<|end|>"], tokenizer=tokenizer, pick=always)
+    assert (completions, reasons) == ([[]], ["stop"])

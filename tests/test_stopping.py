@@ -10,7 +10,7 @@ from helpers import tiny_t5
 
 from minicd.distill import Context, PracticeSettings, distill, identity, practice
 from minicd.hf.checkpoint import load
-from minicd.losses import empirical, mean_over_answers
+from minicd.losses import empirical, mean_over_tokens
 from minicd.sampling import generate, score
 from minicd.tasks.parts.inputs import few_shot_inputs
 from minicd.tokenizer import word_tokenizer
@@ -127,7 +127,7 @@ def test_the_teachers_prompt_decides_the_students_gradient(monkeypatch):
         made = Context(letters, template, lambda x: x, identity)
         items = practice(teacher, TOKENIZER, made, 16, PracticeSettings("exact"), seed=0)
         prompts, labels = items.batch(torch.arange(16))
-        loss = mean_over_answers(empirical(teacher(prompts, labels.tokens), labels), labels.mask)
+        loss = mean_over_tokens(empirical(teacher(prompts, labels.tokens), labels), labels.mask)
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(teacher.parameters()))])
 
     twice, again, other, none = map(gradient, (lambda x: f"{x} {x}", lambda x: f"{x} {x}", lambda x: f"g f {x}",

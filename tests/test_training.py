@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import tiny_t5
+from helpers import tiny_decoder, tiny_t5
 from safetensors.torch import load_file
 
 from minicd.labels import Examples
-from minicd.losses import empirical
+from minicd.losses import LOSSES, empirical
 from minicd.runtime.muon import Muon
 from minicd.training import CHECK_EVERY, Epochs, FitSettings, Run, fit, learning_rate, length_buckets
 
@@ -105,7 +105,7 @@ def test_resume_is_bit_exact(optimiser, tmp_path):
     unbroken = starting_model()
     history = fit(unbroken, Batches(), how, seed=3)
     path = tmp_path / "progress.safetensors"
-    for stop, first in ((7, 0), (33, 0), (41, 20), (59, 40), (68, 40)):  # each attempt starts at the last full 20 steps
+    for stop, first in ((7, 0), (33, 7), (41, 33), (60, 41), (68, 60)):  # each attempt starts where the last one stopped
         batches = interrupted_at(stop)
         torch.rand(stop)  # another process is in another random state
         with pytest.raises(KeyboardInterrupt):
@@ -114,7 +114,7 @@ def test_resume_is_bit_exact(optimiser, tmp_path):
     resumed = starting_model()
     batches = Batches()
     assert fit(resumed, batches, how, seed=3, checkpoint=path, save_every=0) == history
-    assert batches.asked == list(range(60, STEPS))
+    assert batches.asked == list(range(68, STEPS))
     assert same_weights(resumed, unbroken) and not same_weights(resumed, starting_model())
 
 
@@ -133,7 +133,7 @@ def test_interrupt_between_steps(tmp_path):
         fit(starting_model(), Batches(), settings(), checkpoint=path, save_every=0, evaluate=evaluate)
     resumed, batches = starting_model(), Batches()
     assert fit(resumed, batches, settings(), checkpoint=path, save_every=0) == history
-    assert batches.asked[0] == 20 and same_weights(resumed, unbroken)
+    assert batches.asked[0] == 39 and same_weights(resumed, unbroken)
 
 
 def test_a_finished_run_is_taken_from_its_checkpoint(tmp_path):
@@ -221,7 +221,7 @@ def test_a_loss_that_is_not_finite_names_its_step_and_keeps_the_checkpoint(spoil
     assert finite(path)
     batches = Batches()
     fit(starting_model(), batches, how, checkpoint=path)  # and training can go on from it
-    assert batches.asked[0] == 20
+    assert batches.asked[0] == spoilt - 1
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
@@ -234,7 +234,72 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     assert finite(path)
     again = Batches()
     fit(starting_model(), again, settings(), checkpoint=path)
-    assert again.asked[0] == 20
+    assert again.asked[0] == 39
+
+
+def test_weights_that_are_not_finite_are_told_without_a_checkpoint_too():
+    model, batches = starting_model(), Batches()
+    model.shared.weight.register_hook(lambda g: g * torch.inf if batches.asked[-1] == STEPS - 1 else g)
+    with pytest.raises(FloatingPointError, match=f"step {STEPS} made weights that are not finite"):
+        fit(model, batches, settings())
+
+
+def test_a_checkpoint_is_of_these_examples_and_of_this_loss(tmp_path, monkeypatch):
+    path = tmp_path / "progress.safetensors"
+
+    def begun(seed: int, loss: str = "empirical") -> None:
+        fit(starting_model(), Epochs(toy_examples(seed=seed), 8, 1, seed=0), settings(loss=loss), checkpoint=path)
+    begun(0)
+    begun(0)
+    with pytest.raises(ValueError, match="belongs to a run with other settings, data or loss"):
+        begun(1)
+    monkeypatch.setitem(LOSSES, "empirical", lambda logits, labels: 2 * empirical(logits, labels))
+    with pytest.raises(ValueError, match="belongs to a run with other settings, data or loss"):
+        begun(0)
+
+
+def test_history_is_a_mean_over_tokens():
+    """The last entry is of one batch of long answers, though the batches before have short ones."""
+    examples = Examples.hard([[2, 1]] * 168, [[3, 1]] * 160 + [[3] * 30] * 8)
+    batches = Epochs(examples, 8, 1, 0)
+    long = next(i for i in range(21) if batches[i][1].tokens.shape[1] == 30)
+
+    class LongLast:
+        tokens_per_batch = batches.tokens_per_batch
+
+        def __len__(self):
+            return 21
+
+        def __getitem__(self, step):
+            return batches[long if step == 20 else 20 if step == long else step]
+    model = tiny_t5()
+    prompts, labels = batches[long]
+    with torch.no_grad():
+        expected = empirical(model(prompts, labels.tokens), labels)[labels.mask].mean().item()
+    assert fit(model, LongLast(), settings(lr=1e-12))[-1] == pytest.approx(expected, rel=1e-4)
+
+
+def test_training_half_precision_warns():
+    with pytest.warns(UserWarning, match="weights of half precision are trained"):
+        fit(tiny_t5().bfloat16(), Batches(2), settings(precision="bf16"))
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"lora_rank": -1}, {"micro_batch": -1}])
+def test_settings_out_of_range(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}.* must be at least"):
+        FitSettings(**wrong)
+
+
+def test_padding_takes_no_place_in_the_window():
+    """Rows of 10 + 3 and of 4 + 9 tokens fit into 16 positions each, and so does a batch of both."""
+    examples = Examples.hard([[2] * 10, [2] * 4], [[3, 3, 1], [3] * 8 + [1]])
+    history = fit(tiny_decoder(max_positions=16), Epochs(examples, 2, 1, seed=0, pad=-1), settings(batch_size=2))
+    assert len(history) == 1
+
+
+def test_no_epochs_are_no_training():
+    with pytest.raises(ValueError, match="0 epochs of 64 examples are no training"):
+        Epochs(toy_examples(), 8, 0, seed=0)
 
 
 def test_unknown_optimiser():
@@ -393,8 +458,8 @@ def test_a_token_weighs_the_same_in_every_batch():
         prompts, labels = batches[step]
         with torch.no_grad():
             per_token = empirical(model(prompts, labels.tokens), labels)
-        losses.append(run.update(*batches[step]).item())
-        assert losses[-1] == pytest.approx(per_token[labels.mask].sum().item() / 48, rel=1e-5)
+        grown, tokens = run.update(*batches[step]).tolist()
+        assert (grown, tokens) == pytest.approx((per_token[labels.mask].sum().item(), labels.mask.sum().item()), rel=1e-5)
 
 
 def test_the_default_loss_is_the_papers():

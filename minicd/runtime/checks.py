@@ -1,6 +1,12 @@
-"""What the tensors of a practice set have to be, wherever the file comes from."""
+"""What settings and the tensors of a practice set have to be, and whether a function is still the same."""
 
 from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+import zlib
+from typing import Any, Callable
 
 import torch
 from torch import Tensor
@@ -35,6 +41,22 @@ def check_ragged(tensors: dict[str, Tensor], values: str, starts: str) -> int:
     check(int(ends[0]) == 0 and int(ends[-1]) == len(flat) and bool((ends[1:] >= ends[:-1]).all()),
           f"{starts} does not fit {values}")
     return len(ends) - 1
+
+
+def at_least_one(settings: Any, *names: str) -> None:
+    """Raises ValueError where a setting is smaller than 1."""
+    for name in names:
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name} must be at least 1, not {getattr(settings, name)}")
+
+
+def source_digest(function: Callable) -> int | None:
+    """A checksum of a function's source without its comments; None where it has none, as at a prompt."""
+    try:
+        source = textwrap.dedent(inspect.getsource(function))
+        return zlib.crc32(ast.unparse(ast.parse(source)).encode())
+    except (OSError, TypeError, SyntaxError):
+        return None
 
 
 def check(condition: bool, problem: str) -> None:

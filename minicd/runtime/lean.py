@@ -23,12 +23,13 @@ def loss_per_token(model: nn.Module, prompts: Tensor, labels, loss: Callable[...
     With more than LOGITS_AT_ONCE, the head and the loss see a few rows at a time, which backward computes
     anew: any loss of the signature in losses.py then needs the memory of these rows alone.
     """
+    answers = labels.tokens.masked_fill(~labels.mask, model.config.pad_token_id)
     if labels.tokens.numel() * model.config.vocab_size <= LOGITS_AT_ONCE:
-        logits = model(prompts, labels.tokens)
+        logits = model(prompts, answers)
         with torch.autocast(logits.device.type, enabled=False):
             return loss(logits, labels)
     with without_head(model):
-        states = model(prompts, labels.tokens)
+        states = model(prompts, answers)
     rows = max(1, PART // model.config.vocab_size)
     fields = [states, *vars(labels).values()]
     parts = zip(*(field.flatten(0, 1).split(rows) for field in fields))
