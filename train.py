@@ -41,6 +41,9 @@ def main() -> None:
     scale = task.SCALES.get(next(iter(task.SCALES)) if arguments.scale is None else arguments.scale)
     if scale is None:
         raise ValueError(f"--scale {arguments.scale}: known scales are {', '.join(task.SCALES)}")
+    if flags.quick and scale is not next(iter(task.SCALES.values())):
+        raise ValueError(f"--quick is for --scale {next(iter(task.SCALES))}; at another scale, say with "
+                         "flags what is to be smaller")
     settings = settings_from(arguments, task.Settings, scale, task.QUICK if flags.quick else {})
     if arguments.out == "":
         raise ValueError("--out is empty: it must be the name of a folder")

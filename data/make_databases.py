@@ -3,9 +3,9 @@
     python data/make_databases.py
 
 The first DATABASES are for the experiments, CHOOSING more to choose learning rates on; the base is trained on
-others, made on the fly (data/world/databases.py). Those of wide/ have more jargon than four examples: they are
-for the experiment with more examples than the window holds. The first third of a database's questions is for
-tests. The files do not depend on the machine.
+others, made on the fly (data/world/databases.py). Those of wide/ have more jargon than four examples: they
+are for the experiment with more examples than the window holds. The first third of a database's questions is
+for tests. The files do not depend on the machine.
 """
 
 import random

@@ -17,6 +17,7 @@ from torch import nn
 from minicd.distill import Context, identity, practice
 from minicd.hf.checkpoint import load, save
 from minicd.labels import Examples
+from minicd.losses import LOSSES
 from minicd.metrics import correlation, exact_match
 from minicd.runtime.files import atomic_json
 from minicd.tasks.folder import RunFolder
@@ -387,6 +388,17 @@ def test_a_folder_belongs_to_its_settings(tmp_path):
     assert json.loads((tmp_path / "settings.json").read_text())["precision"] == "fp32"
 
 
+def test_a_folder_is_not_claimed_for_a_loss_that_was_edited(tmp_path, monkeypatch):
+    """Its students would be shown as if the loss had made them."""
+    folder = RunFolder(tmp_path, CPU)
+    folder.claim(DistillSettings())
+    folder.keep("figures", {}, None)
+    folder.claim(DistillSettings())
+    monkeypatch.setitem(LOSSES, "empirical", lambda logits, labels: logits.sum(-1))
+    with pytest.raises(ValueError, match="the loss empirical was edited since the run in .* began"):
+        folder.claim(DistillSettings())
+
+
 def test_correlation():
     r, p = correlation([(0, 0), (1, 2), (2, 4), (3, 6), (4, 8), (5, 10), (6, 12), (7, 14)])
     assert r == pytest.approx(1.0) and p < 0.001
@@ -496,8 +508,10 @@ def test_a_stage_of_another_shape_without_a_note_is_named(tmp_path):
         experiment.tell(Stage("figures", dict, show=lambda value: value["shown"]))
 
 
-def test_a_record_has_the_ends_of_a_long_item():
-    short, long = ("\n".join(map(str, range(n))) for n in (30, 50))
+def test_a_record_has_the_ends_of_long_texts():
+    short, long = ("  title" + 13 * " " + "\n".join(map(str, range(n))) for n in (15, 50))
     assert shortened(short) == short
-    lines = shortened(long).split("\n")
-    assert lines[:8] + lines[9:] == [*map(str, range(8)), *map(str, range(40, 50))] and "[32 lines left out]" in lines[8]
+    lines = shortened(f"{long}\n{short}\n{long}").split("\n")
+    assert len(lines) == 12 + 15 + 12 and [line.startswith("  title") for line in lines].count(True) == 3
+    assert lines[1:6] + lines[7:12] == [*map(str, range(1, 6)), *map(str, range(45, 50))]
+    assert "[39 lines left out]" in lines[6] and "[39 lines left out]" in lines[33]

@@ -17,7 +17,7 @@ from minicd.tasks import sql
 from minicd.tasks.folder import RunFolder
 from minicd.tasks.parts import sql_eval
 from minicd.tasks.parts.inputs import pool
-from minicd.tasks.parts.sql_eval import SqlEval, load_databases, sql_prompt
+from minicd.tasks.parts.sql_eval import SqlEval, check_rows, load_databases, sql_prompt
 from minicd.tasks.run import train
 from minicd.tasks.sql import Sql, SqlSettings
 from minicd.tasks.sql_long import LongSettings, LongSql
@@ -308,3 +308,21 @@ def test_real_spider_has_eight_databases_and_twelve_others(tmp_path):
     assert all(len(database.tests) >= 5 for database in tested)
     for database in [*tested, *others]:  # things that are asked twice in a row
         assert not database.tests or database.tests[-1].query != database.others[0].query
+
+
+@pytest.mark.parametrize("rows, query, problem", [
+    ([{"id": 7}], None, "rows.json: {db}: {table} is no list of rows"), (5, None, "rows.json: {db}: {table} is no list of rows"),
+    ([["one"]], None, "rows.json: {db}: row 1 of {table} does not fit"),
+    (None, "select nothing from nowhere", "dev.json: {db}: SQLite refuses the query")])
+def test_rows_and_gold_are_tried_before_anything_is_trained(rows, query, problem, tmp_path):
+    for name in ("tables.json", "dev.json", "rows.json"):
+        (tmp_path / name).write_text((DATA / name).read_text())
+    database = load_databases(tmp_path)[0]
+    table = database.schema["table_names_original"][0]
+    if rows is not None:
+        everything = json.loads((DATA / "rows.json").read_text())
+        everything[database.name][table] = rows
+        (tmp_path / "rows.json").write_text(json.dumps(everything))
+    with pytest.raises(ValueError, match=problem.format(db=database.name, table=table)):
+        check_rows(replace(database, questions=[replace(database.questions[0], query=query)]),
+                   tmp_path / "rows.json") if query else load_databases(tmp_path)

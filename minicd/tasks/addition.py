@@ -37,7 +37,8 @@ MODELS = {"teacher": "teacher", "before": "teacher", "after": "student",  # row 
 MORE_MODELS = {"after_hard": "student_hard", "true_answers": "student_true"}
 UNTIL = ("teacher", "practice", "student", "table")
 LABELLED = ("model", "precision", "max_digits", "scratchpad", "train_questions", "teacher_lr",
-            "teacher_batch", "dropout", "warmup", "decay", "clip", "optimiser")  # of teacher and baselines
+            "teacher_batch", "dropout", "warmup", "decay", "clip", "optimiser",
+            "lora_rank")  # of teacher and baselines
 PARTS = {"by_digits": digits, "by_carry_run": carry_run}  # what a small table groups the questions by
 
 

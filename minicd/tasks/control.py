@@ -31,7 +31,7 @@ from .parts.reviews import (KINDS, SPLITS, Labelled, first_halves, of_split, rea
                             written_reviews)
 from .parts.steering import STEERS, bare_review, steered
 from .report import Record, pm, seeds_of, table
-from .run import Experiment, Stage, one_item
+from .run import Experiment, Stage, one_item, shortened
 from .settings import DistillSettings, beside, option
 
 FOLDER = "data/control"
@@ -145,8 +145,12 @@ class Control(Experiment):
         return file if self.settings.beginnings or file.exists() else None
 
     def files(self) -> list[Path]:
+        own = [Path(beside(f"{FOLDER}/{name}.txt")) for name in ("reviews", "examples")]
         named = [self.beginnings_file, Path(self.settings.data) if self.settings.data else None]
-        return [file for file in named if file]
+        return [*own, *filter(None, named)]
+
+    def practice_item(self) -> str:
+        return shortened(self.folder.get(f"{self.settings.directions[0]}/example"))
 
     def prepare(self) -> None:
         if self.settings.judge == "data" and not self.settings.data:
@@ -310,7 +314,8 @@ class Control(Experiment):
     def headline(cls, record: Record) -> str:
         end = "" if "after" in record["metrics"] else "_negative"
         after, teacher, before = (pm(record["metrics"][row + end]) for row in ("after", "teacher", "before"))
-        judge = ", judge from `--data`" if record["settings"]["data"] else ""  # which decides what is wanted
+        real = record["settings"]["data"] and record["settings"]["judge"] != "own"
+        judge = ", judge from `--data`" if real else ""  # which decides what is wanted
         return (f"{after} % of endings as wanted, {teacher} steered, {before} before "
                 f"(paper: 96, 94, 24){judge}")
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..hf.checkpoint import load, save
 from ..labels import Examples
+from ..losses import source
 from ..runtime.device import hardware
 from ..runtime.files import atomic_json, file_checksum, read_checked, read_json, write_checked
 from ..runtime.lock import LOCK
@@ -34,19 +35,24 @@ class RunFolder:
     def claim(self, settings: Any) -> None:
         """Write settings.json, or check that it is the same if something in the folder depends on it.
 
-        Raises ValueError for other settings or an unwritable folder.
+        Raises ValueError for other settings, a loss that was edited since, or an unwritable folder.
         """
         fields = [field for field in dataclasses.fields(settings) if not field.metadata["free"]]
         file, own = self.path / "settings.json", ("settings.json", "wall.json", "notes", LOCK)
         new = {field.name: getattr(settings, field.name) for field in fields}
+        digest = source(settings.loss) if hasattr(settings, "loss") else None
         advice = "delete this folder, or choose another with --out"
         if file.exists() and any(path.name not in own for path in self.path.iterdir()):
-            if different := changes(settings, read_checked(file, {}, advice, has="scale")):
+            found = read_checked(file, {}, advice, has="scale")
+            if found.pop("loss_source", None) not in (None, digest):
+                raise ValueError(f"the loss {settings.loss} was edited since the run in {self.path} began: "
+                                 "choose another folder with --out, or delete this one")
+            if different := changes(settings, found):
                 raise ValueError(f"{self.path} holds a run with other settings: {', '.join(different)}; "
                                  "choose another folder with --out, or delete this one")
             return
         try:
-            write_checked(file, new)
+            write_checked(file, new | {"loss_source": digest})
         except OSError as error:
             raise ValueError(f"cannot write to {self.path}: {error.strerror}") from None
 

@@ -135,7 +135,8 @@ class Own(Experiment):
             tell_system(self.chat, named, self.file.variables)
 
     def files(self) -> list[Path]:
-        return [self.file.path]
+        sources = [source for named in self.file.contexts.values() for source in (named.source, named.tests)]
+        return [self.file.path, *(source.file for source in sources if source.file)]
 
     def stages(self) -> Iterator[Stage]:
         yield Stage("inputs", self.inputs)

@@ -8,7 +8,9 @@ import shlex
 import statistics
 import subprocess
 import sys
+from collections import Counter
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
@@ -52,11 +54,24 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 def mean_of(values: Sequence[Any]) -> Any:
     """The mean over the seeds, entry by entry in lists and dictionaries. A seed may lack a key."""
     if isinstance(values[0], dict):
-        keys = dict.fromkeys(key for value in values for key in value)
-        return {key: mean_of([value[key] for value in values if key in value]) for key in keys}
+        return by_key(values, mean_of)
     if isinstance(values[0], (list, tuple)):
         return [mean_of(entries) for entries in zip(*values)]
     return round(statistics.mean(values), 2)
+
+
+def by_key(seeds: Sequence[dict[str, Any]], sum_up: Callable[[list], Any]) -> dict[str, Any]:
+    """Key → `sum_up` of its values in the seeds that have it."""
+    keys = dict.fromkeys(key for seed in seeds for key in seed)
+    return {key: sum_up([seed[key] for seed in seeds if key in seed]) for key in keys}
+
+
+def hashes(files: list[Path]) -> dict[str, str]:
+    """The sha256 of each file by its name; of namesakes by their paths."""
+    files = list(dict.fromkeys(files))
+    names = Counter(file.name for file in files)
+    return {file.name if names[file.name] == 1 else str(file): sha256(file.read_bytes()).hexdigest()
+            for file in files}
 
 
 def make_record(task: str, settings: Any, seeds: list[int], figures: list[dict[str, Any]],
@@ -96,8 +111,8 @@ def sum_up(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "commits": distinct(parts, "commit"), "hardware": distinct(parts, "hardware"),
             "precision": distinct(parts, "precision"), "stages": made_by,
             "seeds": [run["seed"] for run in runs], "minutes": {"total": total, **minutes},
-            "metrics": {key: spread([f["metrics"][key] for f in figures]) for key in figures[0]["metrics"]},
-            **{key: mean_of([f[key] for f in figures]) for key in figures[0] if key != "metrics"},
+            "metrics": by_key([f["metrics"] for f in figures], spread),
+            **{key: value for key, value in by_key(figures, mean_of).items() if key != "metrics"},
             "final_losses": {stage: values for stage, values in losses.items() if values}}
 
 

@@ -7,12 +7,12 @@ stages, resumes interrupted ones, and lets seeds and independent stages share th
 
 from __future__ import annotations
 
+import re
 import time
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Callable, ClassVar, Iterable, Iterator
 
@@ -37,7 +37,7 @@ from ..sampling import generate
 from ..tokenizer import TextTokenizer
 from ..training import FitSettings
 from .folder import NOTE, RunFolder
-from .record import ROOT, commit, make_record, runs_to_join
+from .record import ROOT, commit, hashes, make_record, runs_to_join
 from .report import beneath, minutes_line
 from .settings import EvalSettings, RunSettings, beside, changes, differences, flag
 
@@ -304,7 +304,7 @@ def run(task: str, kind: type[Experiment], experiments: list[Experiment], out: P
         experiment.prepare()
     settings = experiments[0].settings
     published = ROOT / "results" / f"{task}-{settings.scale}.json"
-    files = {file.name: sha256(file.read_bytes()).hexdigest() for file in experiments[0].files()}
+    files = hashes(experiments[0].files())
     earlier = runs_to_join(published, files, partial(changes, settings)) if join else []
     with wall_time(out):
         make_all(experiments, jobs)
@@ -374,13 +374,12 @@ def one_item(context: Context, tokenizer: TextTokenizer, teacher: nn.Module, set
     return f"\nOne practice item\n{beneath(parts)}\n"
 
 
-def shortened(item: str, longest: int = 30, first: int = 8, last: int = 10) -> str:
-    """Without the middle of a long prompt, whose examples may be a data set's."""
-    lines = item.split("\n")
-    if len(lines) <= longest:
-        return item
-    gap = f"{20 * ' '}[{len(lines) - first - last} lines left out]"
-    return "\n".join([*lines[:first], gap, *lines[-last:]])
+def shortened(item: str, longest: int = 15, first: int = 6, last: int = 5) -> str:
+    """Without the middle of its long texts, whose examples may be a data set's."""
+    parts = [part.split("\n") for part in re.split(r"\n(?=  \S)", item)]
+    gaps = [f"{20 * ' '}[{len(lines) - first - last} lines left out]" for lines in parts]
+    return "\n".join(line for lines, gap in zip(parts, gaps) for line in (
+        lines if len(lines) <= longest else [*lines[:first], gap, *lines[-last:]]))
 
 
 def label_text(tokenizer: TextTokenizer, labels: SoftLabels) -> str:

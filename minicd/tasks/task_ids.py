@@ -21,11 +21,12 @@ from ..rounds import RoundSettings
 from ..runtime.files import copy_tensors
 from .parts import differs
 from .parts.inputs import derangement, pool
-from .parts.instruction_eval import CHOSEN, TEST, TaskIdEval, examine_ids, numbered, with_explanations
+from .parts.instruction_eval import CHOSEN, NAMES, TEST, TaskIdEval, examine_ids, numbered, with_explanations
 from .parts.instruction_tasks import PAPER_SCALE, SMOLLM2, TaskExperiment, TaskSettings
 from .parts.natural_instructions import NITask, find_tasks
 from .report import Record, pm, seeds_of, table
 from .run import Stage
+from .settings import option
 
 REAL = "task1393,task242,task738,task828"  # each has two labels of its own; the paper has the first two, too
 ROUNDS = [("naive", 1), ("naive", 2), ("mixed", 1), ("mixed", 2), ("mixed_recursive", 2)]
@@ -38,7 +39,7 @@ ROWS = {"teacher": ("teacher",), "student before": ("before_correct", "before_wr
 class TaskIdSettings(TaskSettings):
     """One seed of the experiment."""
 
-    chosen: str = CHOSEN
+    chosen: str = option(CHOSEN, NAMES)
 
 
 class TaskIds(TaskExperiment):

@@ -223,6 +223,9 @@ class Transfer(Experiment):
             f"{item}\npractice set: {len(practised)} of {s.practice_questions} questions have an answer, "
             f"{true:.2f} % of the answers are true; {items} instruction items beside them\n")}
 
+    def practice_item(self) -> str:
+        return self.folder.get("practice_figures")["shown"].split("\npractice set:")[0]
+
     def student(self, stage: str) -> nn.Module:
         """Fitted to the practice set, with instruction items among it, or alone."""
         s, examples = self.settings, self.folder.get("practice")

@@ -29,7 +29,7 @@ import json
 import re
 import tomllib
 from bisect import bisect_left
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os.path import commonprefix
 from pathlib import Path
 from typing import Any, Callable, Iterable, NoReturn
@@ -96,6 +96,7 @@ class Source:
     references: dict[str, list[str]] = field(default_factory=dict)
     write: int = 0  # then `texts` are the examples
     self_study: bool = False
+    file: Path | None = None  # where they stand, if not in the file of contexts
 
 
 @dataclass
@@ -275,7 +276,7 @@ def read_source(place: Place, raw: Any) -> Source:
         found = read_fields(place, file, rows, raw)
     elif file.suffix == ".jsonl":
         place.wrong(f"the lines of {file} are JSON: name the field of the input, field = \"…\"")
-    return found if found.texts else place.wrong(f"{file} has no inputs")
+    return replace(found, file=file) if found.texts else place.wrong(f"{file} has no inputs")
 
 
 def near_file(file: Path) -> str:

@@ -21,7 +21,7 @@ from .natural_instructions import Instance, NITask, find_tasks, instruction_prom
 
 DATA = "data/instructions/test"
 TEST = 100  # the first instances of a task are for tests, the others for choosing tasks and for practice
-CHOSEN = option("task501,task502,task503,task504", "the tasks: how their file names begin, between commas")
+CHOSEN, NAMES = "task501,task502,task503,task504", "the tasks: how their file names begin, between commas"
 MARK = "Output:"
 PLAIN = f"the model is a plain language model: answers end with their line, bare inputs get a line {MARK!r}"
 LONGEST = 12  # tokens of an answer, unless settings say otherwise
@@ -126,7 +126,7 @@ def accuracy(model: nn.Module, tokenizer: TextTokenizer, template: Template, tas
 class TaskEval(EvalSettings):
     """How eval.py examines a model on tasks of Natural Instructions."""
 
-    data: str = option(DATA, "a task file, or a folder of them")
+    data: str | None = option(None, f"a task file, or a folder of them; as in the run, or {DATA}")
     test_instances: int = option(TEST, "of each task", least=1, most=TEST, unit="instances")
     max_new_tokens: int | None = option(None, f"longest completion; as in the run, or {LONGEST} tokens",
                                         least=1, most=4096)
@@ -137,7 +137,7 @@ class TaskEval(EvalSettings):
 class TaskIdEval(TaskEval):
     """How eval.py examines a model that knows tasks by their numbers."""
 
-    chosen: str = CHOSEN
+    chosen: str | None = option(None, f"{NAMES}; as in the run, or {CHOSEN}")
 
 
 def prepare(model: nn.Module, tokenizer: TextTokenizer, settings: TaskEval) -> Template:
@@ -157,7 +157,7 @@ def ask(model: nn.Module, tokenizer: TextTokenizer, question: str, settings: Tas
 def examine(model: nn.Module, tokenizer: TextTokenizer, settings: TaskEval, folder: Path) -> str:
     """`eval.py`: Rouge-L of every task under each of the three prompts."""
     prepare(model, tokenizer, settings)
-    path = Path(beside(settings.data))
+    path = Path(beside(settings.data or DATA))
     tasks = [load_task(path)] if path.is_file() else load_folder(path)
     rows = rouge_by_prompt(model, tokenizer, tasks, settings.test_instances, settings)
     rows["mean"] = {name: float(np.mean([row[name] for row in rows.values()])) for name in PROMPTS}
@@ -169,7 +169,7 @@ def examine(model: nn.Module, tokenizer: TextTokenizer, settings: TaskEval, fold
 def examine_ids(model: nn.Module, tokenizer: TextTokenizer, settings: TaskIdEval, folder: Path) -> str:
     """`eval.py --task task_ids`: accuracy of each task under each number."""
     prepare(model, tokenizer, settings)
-    tasks = find_tasks(Path(beside(settings.data)), settings.chosen)
+    tasks = find_tasks(Path(beside(settings.data or DATA)), settings.chosen or CHOSEN)
     def percent(task: NITask, number: int) -> float:
         return accuracy(model, tokenizer, numbered(number, settings), task, settings)
     return "\n".join(f"{task.name}: " + ", ".join(

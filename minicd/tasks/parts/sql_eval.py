@@ -14,7 +14,7 @@ from torch import nn
 
 from ...distill import Template
 from ...metrics.sql import sql_exact_match
-from ...metrics.sqlite import build_database, execution_match
+from ...metrics.sqlite import QueryError, build_database, execution_match, run_query
 from ...runtime.files import read_json
 from ...sampling import generate
 from ...tokenizer import TextTokenizer
@@ -108,8 +108,26 @@ def load_databases(folder: Path) -> list[QueriedDatabase]:
     rows = read_json(path) if path.exists() else {}
     if not isinstance(rows, dict) or not all(isinstance(tables, dict) for tables in rows.values()):
         raise ValueError(f"{path} does not hold the rows of each table of each database by name")
-    return [QueriedDatabase(schemas[name], list(found.values()), rows.get(name))
-            for name, found in asked.items()]
+    databases = [QueriedDatabase(schemas[name], list(found.values()), rows.get(name))
+                 for name, found in asked.items()]
+    for database in databases:
+        check_rows(database, path)
+    return databases
+
+
+def check_rows(database: QueriedDatabase, path: Path) -> None:
+    """Raises ValueError, with file and key, where rows do not fit the tables or a gold query does not run."""
+    for table, rows in (database.rows or {}).items():
+        if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+            raise ValueError(f"{path}: {database.name}: {table} is no list of rows, which are lists, too")
+    for question in database.questions if database.rows else ():
+        try:
+            run_query(question.query, database.connection)
+        except QueryError as error:
+            raise ValueError(f"{path.with_name('dev.json')}: {database.name}: SQLite refuses the query "
+                             f"{question.query!r}: {error}") from None
+        except ValueError as error:
+            raise ValueError(f"{path}: {database.name}: {error}") from None
 
 
 def score(model: nn.Module, tokenizer: TextTokenizer, database: QueriedDatabase, template: Template,

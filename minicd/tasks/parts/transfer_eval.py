@@ -127,14 +127,14 @@ def percent(points: Sequence[float]) -> float:
 class TransferEval(EvalSettings):
     """How eval.py examines a model that has learnt to add beside its other abilities."""
 
-    data: str = option(DATA, "folder of Natural-Instructions task files, the pocket's or the real ones")
+    data: str | None = option(None, f"folder of Natural-Instructions task files; as in the run, or {DATA}")
     test_instances: int = option(TEST, "of each test task", least=1, most=TEST, unit="instances")
     max_new_tokens: int | None = option(None, f"longest answer; as in the run, or {LONGEST_ANSWER} tokens",
                                         least=1, most=4096)
     max_digits: int | None = option(None, "longest operands; as in the run, or 8", least=2, most=18,
                                     unit="digits")
     questions: int = option(1000, "unseen additions", least=1, most=10**6)
-    problem_prompt: str | None = option(None, "of word problems; as the run chose, else with two examples",
+    problem_prompt: str | None = option(None, "of word problems; as the run chose, to --ask with two examples",
                                         choices=tuple(problem_prompts()))
 
 
@@ -166,7 +166,7 @@ def ask(model: nn.Module, tokenizer: TextTokenizer, question: str, settings: Tra
 def examine(model: nn.Module, tokenizer: TextTokenizer, settings: TransferEval, folder: Path) -> str:
     """`eval.py`: the three measures."""
     shape, tests = prompt_of(folder.parent, settings), problems()["test"]
-    tasks = load_split(Path(beside(settings.data)), "test")
+    tasks = load_split(Path(beside(settings.data or DATA)), "test")
     questions = test_questions(settings.questions, settings.max_digits or 8)
     how = model, tokenizer
     rouge = rouge_by_task(*how, tasks, settings.test_instances, settings.max_new_tokens or LONGEST_ANSWER,
