@@ -61,8 +61,10 @@ def answering(model: str) -> tuple[Path, dict[str, str]]:
     """The run folder of what --model names, and by its name the folder of each model that answers."""
     folder = Path(beside(model))
     run = run_of(folder)
-    students = [folder] if run != folder else sorted(file.parent for file in run.rglob("model.safetensors")
-                                                     if file.parent.name.startswith("student"))
+    finished = [file.parent for file in run.rglob("model.safetensors")
+                if not any(part.startswith(".") for part in file.relative_to(run).parts)]
+    students = sorted(place for place in finished if place.name.startswith("student"))
+    students = students if run == folder else [folder]
     if not students:
         raise ValueError(f"{folder} has no finished student to ask")
     found = {str(student.relative_to(run)) if run == folder else model: str(student) for student in students}

@@ -619,6 +619,8 @@ def test_one_question_is_answered(finished, cli, refused, capsys, tmp_path):
     cli("eval", "--task", "instructions", "--model", student, "--ask", "add the hippo : 1", "--device", "cpu")
     assert capsys.readouterr().err.startswith("the model does not know 'the', 'hippo'\n")
     (tmp_path / "settings.json").touch()
+    (tmp_path / ".student.tmp" / "student").mkdir(parents=True)
+    (tmp_path / ".student.tmp" / "student" / "model.safetensors").touch()  # half written, when it was killed
     assert "has no finished student to ask" in refused("eval", "--model", tmp_path, "--ask", "1+2")
     for question in ("", "three + 4", "1 + 2 + 3"):
         assert "ask for the sum of two numbers, for example" in refused("eval", "--model", student, "--ask", question)

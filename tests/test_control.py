@@ -149,6 +149,8 @@ def test_lines_end_only_where_a_line_does(tmp_path):
     assert read_reviews(tmp_path / "a.txt") == [("so\u0085good", 1), ("Bad.", 0)]  # the last one is a near copy
     write_reviews(tmp_path / "b.txt", [("a b", 1), ("c", 0)])
     assert read_reviews(tmp_path / "b.txt") == [("a b", 1), ("c", 0)]
+    (tmp_path / "b.txt").write_text("\ufeffa b\t1\nc\t0\n")  # as some programs begin a file
+    assert read_reviews(tmp_path / "b.txt") == [("a b", 1), ("c", 0)]
 
 
 def test_splits_share_nothing():

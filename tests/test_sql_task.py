@@ -47,6 +47,7 @@ def test_the_interval_holds_the_mean_and_narrows_with_more_units():
 
 def test_signed_ranks_by_hand():
     assert signed_rank([1, 2, 3]) == pytest.approx(1 / 8)
+    assert signed_rank([0.1 + 0.2, -0.3, 0.3, 0.3, 5]) == signed_rank([3, -3, 3, 3, 50])  # no tie is broken by rounding
     assert signed_rank([-1, 2, 3]) == pytest.approx(2 / 8)  # 5 or 6 of the ranks' sum
     assert signed_rank([1, 1, 0, -1]) == pytest.approx(4 / 8)  # ranks 2, 2, 2; zeros are dropped
     assert signed_rank([-1, -2]) == 1.0 and signed_rank([0, 0]) == 1.0

@@ -114,6 +114,15 @@ def test_steps_and_rows_are_limits(farm):
         assert caught.value.reason == "endless"
 
 
+def test_a_result_of_very_long_rows_ends(farm):
+    wide = ", ".join(["s"] * 90)
+    text = (f"with recursive c(x, s) as (select 1, {LONG} union all select x + 1, s from c where x < 5000) "
+            f"select {wide} from c")
+    with pytest.raises(QueryError, match="its rows have more than .* letters") as caught:
+        run_query(text, farm, seconds=60)
+    assert caught.value.reason == "endless"
+
+
 def test_a_built_database_is_closed_to_writing(farm):
     with pytest.raises(Exception, match="not authorized"):
         farm.execute("DELETE FROM animal")

@@ -30,7 +30,7 @@ def signed_rank(differences: Sequence[float]) -> float:
 
     Exact. Zeros are dropped; equal sizes share their mean rank. 1 where nothing differs.
     """
-    values = np.array([d for d in differences if d])
+    values = np.array([d for d in np.round(differences, 9) if d])  # rounding must not break ties
     sizes = np.abs(values)
     ranks = [int((sizes < size).sum() + (sizes <= size).sum() + 1) for size in sizes]  # twice the mean rank
     ways = np.zeros(sum(ranks) + 1)  # how many signs give each sum

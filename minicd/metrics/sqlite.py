@@ -17,7 +17,8 @@ from typing import Any, Mapping, NamedTuple, Sequence
 STEPS = 1_000_000  # instructions of SQLite's virtual machine that a query may take
 SECONDS = 5.0
 ROWS = 10_000
-LENGTH = 10_000  # bytes of a query, a text or a row
+LENGTH = 10_000  # bytes of a query, a text or a stored row
+LETTERS = 10_000_000  # of all rows of a result
 LIMITS = {sqlite3.SQLITE_LIMIT_LENGTH: LENGTH, sqlite3.SQLITE_LIMIT_SQL_LENGTH: LENGTH,
           sqlite3.SQLITE_LIMIT_COLUMN: 100, sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 100,
           sqlite3.SQLITE_LIMIT_COMPOUND_SELECT: 20, sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 100,
@@ -158,13 +159,23 @@ def run_query(text: str, connection: sqlite3.Connection, steps: int = STEPS, sec
         cursor = connection.execute(text)
         if cursor.description is None:
             raise QueryError("invalid", "it holds no query")
-        found = cursor.fetchmany(rows + 1)
+        found = fetched(cursor, rows)
         cursor.close()
     except (sqlite3.Error, sqlite3.Warning, MemoryError, UnicodeError, ValueError) as error:
         raise reason_of(error, guard) from None
-    if len(found) > rows:
-        raise QueryError("endless", f"it has more than {rows} rows")
     return Result(len(cursor.description), found)
+
+
+def fetched(cursor: sqlite3.Cursor, rows: int) -> list[tuple]:
+    """All rows of a result. Raises QueryError where they are too many, or too long."""
+    found, letters = [], 0
+    for row in cursor:
+        found.append(row)
+        letters += sum(len(value) for value in row if isinstance(value, (str, bytes)))
+        if len(found) > rows or letters > LETTERS:
+            raise QueryError("endless", f"it has more than {rows} rows" if len(found) > rows else
+                             f"its rows have more than {LETTERS} letters")
+    return found
 
 
 def reason_of(error: Exception, guard: Guard) -> QueryError:

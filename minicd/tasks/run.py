@@ -151,6 +151,10 @@ class Experiment:
         """
         return None
 
+    def longest_other(self) -> int:
+        """Tokens of the longest examples that it trains on besides what `distils` tells."""
+        return 0
+
     def files(self) -> list[Path]:
         """The data files that it read, for the record."""
         return []
@@ -236,8 +240,9 @@ def planned(experiment: Experiment, context: Context, how: RoundSettings) -> Pla
     def longest(*templates: Callable[[str], str]) -> int:
         texts = [template(x) for template in templates for x in inputs]
         return max(map(len, experiment.tokenizer.encode_all(texts)))
-    batch = Batch(how.fit.batch_size, longest(context.student), how.practice.max_new_tokens,
-                  longest(*context.teachers))
+    answer = how.practice.max_new_tokens
+    student = max(longest(context.student), experiment.longest_other() - answer)
+    batch = Batch(how.fit.batch_size, student, answer, longest(*context.teachers))
     return Plan(experiment.base, batch, how.fit, how.practice, how.items, experiment.device)
 
 

@@ -223,6 +223,9 @@ class Transfer(Experiment):
             f"{item}\npractice set: {len(practised)} of {s.practice_questions} questions have an answer, "
             f"{true:.2f} % of the answers are true; {items} instruction items beside them\n")}
 
+    def longest_other(self) -> int:
+        return self.settings.item_tokens
+
     def practice_item(self) -> str:
         return self.folder.get("practice_figures")["shown"].split("\npractice set:")[0]
 

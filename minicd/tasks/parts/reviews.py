@@ -36,11 +36,11 @@ def read_reviews(path: Path) -> Labelled:
     Raises ValueError, with file and line, for anything else, and where there are no reviews of one label.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")  # splitlines would cut inside of reviews
+        text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text in UTF-8: {error.reason} at byte {error.start}") from None
     reviews: dict[tuple[str, ...], tuple[str, int]] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines would cut inside of reviews
         if not line.strip():
             continue
         text, tab, label = (part.strip() for part in line.rpartition("\t"))

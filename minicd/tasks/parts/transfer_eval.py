@@ -134,7 +134,7 @@ class TransferEval(EvalSettings):
     max_digits: int | None = option(None, "longest operands; as in the run, or 8", least=2, most=18,
                                     unit="digits")
     questions: int = option(1000, "unseen additions", least=1, most=10**6)
-    problem_prompt: str | None = option(None, "of word problems; as the run chose, to --ask with two examples",
+    problem_prompt: str | None = option(None, "of word problems; as the run chose, to --ask two examples",
                                         choices=tuple(problem_prompts()))
 
 
