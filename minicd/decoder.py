@@ -2,7 +2,7 @@
 
 All are pre-norm residual networks, made of one block with a few switches. They differ in how positions enter
 (learned or sinusoidal embeddings at the bottom, or rotations of queries and keys in every layer), in norm and
-feed-forward part, and in which matrices have a bias.
+feed-forward part, and in which matrices have a bias. Attention weights have no dropout.
 """
 
 from __future__ import annotations

@@ -18,11 +18,11 @@ from .labels import Examples, Ragged, SoftLabels, likeliest
 from .losses import check_labels
 from .runtime.checks import at_least_one
 from .runtime.files import open_safetensors
-from .sampling import Pick, draw, generate, score
+from .sampling import LOGITS_AT_ONCE, Pick, draw, generate, score
 from .tokenizer import TextTokenizer
 from .training import Epochs, FitSettings, fit
 
-LABELLED_AT_ONCE = 512  # answers whose logits are in memory together
+LABELLED_AT_ONCE = 512  # the most answers that are labelled together
 KEPT_MOST = 128  # draws or likeliest tokens of each step that are kept until f has read the completion
 Template = Callable[[str], str]
 Extractor = Callable[[list[int]], slice | None]
@@ -141,7 +141,8 @@ def practice_chunk(teacher: nn.Module, tokenizer: TextTokenizer, context: Contex
         raise NoAnswers(f"only {len(kept)} of {size} completions of the teacher have an extractable answer; "
                         "train the teacher longer, or check that its prompt and the extractor fit together")
     parts = []
-    for rows in (kept[first : first + LABELLED_AT_ONCE] for first in range(0, len(kept), LABELLED_AT_ONCE)):
+    at_once = answers_at_once(teacher.config.vocab_size, len(prompts), settings)
+    for rows in (kept[first : first + at_once] for first in range(0, len(kept), at_once)):
         some, views = [answers[i] for i in rows], [[view[i] for i in rows] for view in prompts]
         soft = (picked_labels(some, [made[0][i] for i in rows], settings) if pick
                 else second_pass(teacher, views, some, settings, generator))
@@ -149,6 +150,12 @@ def practice_chunk(teacher: nn.Module, tokenizer: TextTokenizer, context: Contex
         labelled = with_stops(some, soft, tokenizer.eos_id)
         parts.append(Examples(Ragged.of(students), *labelled, Ragged.of_texts([inputs[i] for i in rows])))
     return Examples.join(parts) if parts else Examples.none()
+
+
+def answers_at_once(vocabulary: int, prompts: int, settings: PracticeSettings) -> int:
+    """How many answers are labelled together: their logits, under all prompts, have to be in memory."""
+    logits = settings.max_new_tokens * vocabulary * (prompts + 1)
+    return max(1, min(LABELLED_AT_ONCE, LOGITS_AT_ONCE // logits))
 
 
 @dataclass

@@ -3,6 +3,7 @@
 What differs from a textbook transformer: attention logits are not divided by sqrt(d); positions enter only as
 a learned bias per head and bucketed distance, computed once a stack and shared by its layers; RMS norm has no
 mean; linear layers have no bias. v1.0 has a ReLU feed-forward and scales the tied head by d_model^-0.5.
+Attention weights have no dropout, which transformers has in training.
 """
 
 from __future__ import annotations

@@ -231,6 +231,15 @@ def test_chunks_of_another_practice_are_refused(teacher, change, tmp_path):
         practised(**changed)
 
 
+def test_few_answers_at_a_time_have_the_same_labels(teacher, monkeypatch):
+    """As a large vocabulary under many prompts makes necessary."""
+    context = Context(letters, [teacher_template, lambda x: f"teacher {x}"], student_template, second_to_fourth)
+    whole = practice(teacher, TOKENIZER, context, 30, SETTINGS)
+    monkeypatch.setattr(distill_module, "LOGITS_AT_ONCE", 12 * VOCABULARY * 3 * 2)  # two answers
+    few = practice(teacher, TOKENIZER, context, 30, SETTINGS)
+    assert distill_module.answers_at_once(VOCABULARY, 2, SETTINGS) == 2 and same(whole, few)
+
+
 def test_the_seed_decides_the_practice_set(teacher):
     first, again, other = (practice(teacher, TOKENIZER, Recorder().context, 30, SETTINGS, seed=seed) for seed in (1, 1, 2))
     assert same(first, again) and not same(first, other)

@@ -314,5 +314,5 @@ class Transfer(Experiment):
         found = record["metrics"]
         addition, rouge, solved = (" → ".join(pm(found[f"{name}_{row}"]) for row in ("before", "after"))
                                    for name in MEASURES)
-        return (f"direct addition {addition} % (paper: 1 → 17), Rouge-L on instructions {rouge} (57 → 58), "
+        return (f"direct addition {addition} % (paper: 1 → 17), Rouge-L {rouge} (57 → 58), "
                 f"word problems {solved} % (17 → 30), p = {record['p_value']['after']:.2g}")
