@@ -154,5 +154,5 @@ class OnPolicy:
 def check_on_policy(context: Context) -> None:
     """Raises ValueError where f is not the identity: the student writes no scratchpad to cut off."""
     if context.extract is not identity:
-        raise ValueError("on-policy distillation needs the identity as its extractor: the teacher judges the "
-                         "student's whole answer, from which nothing can be cut off")
+        raise ValueError("on-policy distillation needs minicd.identity as its extractor: the teacher judges "
+                         "the student's whole answer, from which nothing can be cut off")

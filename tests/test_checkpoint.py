@@ -262,6 +262,17 @@ def test_a_pytorch_model_bin_is_converted(folder):
     assert (folder / "model.safetensors").exists()
 
 
+def test_a_pytorch_model_bin_in_shards_is_named(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin.index.json").write_text("{}")
+    refused(folder, "has pytorch_model.bin in shards, which is not read")
+
+
+def test_a_decoder_without_a_config_file_is_not_saved(tmp_path):
+    with pytest.raises(ValueError, match="this decoder has no config.json to write"):
+        checkpoint.save(tiny_decoder(), word_tokenizer([]), tmp_path)
+
+
 def test_a_pytorch_model_bin_where_nothing_can_be_written(folder, monkeypatch):
     def no_place(*arguments, **settings):
         raise PermissionError(13, "Permission denied")

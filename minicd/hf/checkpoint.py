@@ -189,6 +189,9 @@ def weight_files(folder: Path) -> list[Path]:
                 for name in names.values()):
             raise ValueError(f"{index} has no weight_map from tensors to files of this folder")
         return [check_exists(folder / name) for name in sorted(set(names.values()))]
+    if not path.exists() and (folder / f"{pickled.name}.index.json").exists():
+        raise ValueError(f"{folder} has {pickled.name} in shards, which is not read: save the model with "
+                         "transformers' save_pretrained, which writes safetensors")
     if not path.exists() and pickled.exists():
         convert(pickled, path)
     return [check_exists(path)]

@@ -287,7 +287,13 @@ def refuse(raw: dict, **supported: Any) -> None:
 
 
 def write_config(config: Config, dtype: str) -> dict[str, Any]:
-    """Our config → the content of a config.json for `read_config` and Hugging Face transformers."""
+    """Our config → the content of a config.json for `read_config` and Hugging Face transformers.
+
+    Raises ValueError for a decoder's that was read from no file.
+    """
+    if isinstance(config, DecoderConfig) and "model_type" not in config.source:
+        raise ValueError("this decoder has no config.json to write: make it by `read_config`, whose `source` "
+                         "keeps the fields of its family")
     if isinstance(config, DecoderConfig):
         old = {key: value for key, value in config.source.items() if key not in ("torch_dtype", "dtype")}
         return {**old, "torch_dtype": dtype}

@@ -99,7 +99,7 @@ def one_of_each_relation(facts: list[Fact], most: int) -> list[Fact]:
 
 @dataclass(frozen=True)
 class Relation:
-    """Wordings that no test has, with {} for the subject, and subjects of no test, with their objects."""
+    """Wordings that no test has, with {} for the subject, and subjects of none of its tests, with objects."""
 
     prompts: tuple[str, ...]
     subjects: dict[str, str]
