@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import tiny_t5
+from helpers import tiny_decoder, tiny_t5
 from safetensors.torch import load_file, save_file
 
 from minicd.hf import checkpoint
