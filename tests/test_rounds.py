@@ -247,7 +247,7 @@ def test_on_policy_training_brings_the_student_to_the_teacher(base):
 
 def test_on_policy_needs_the_identity_extractor(base):
     cutting = context("one", extract=lambda y: slice(0, 1))
-    with pytest.raises(ValueError, match="on-policy distillation needs the identity"):
+    with pytest.raises(ValueError, match="on-policy distillation needs minicd.identity"):
         OnPolicy(base, base, TOKENIZER, cutting, PRACTICE, steps=1, batch_size=1)
 
 
