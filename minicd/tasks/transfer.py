@@ -1,4 +1,4 @@
-"""What additions teach reaches other tasks, and nothing is forgotten (hypothesis 7; paper, section 3.3, B.6).
+"""Does what additions teach reach other tasks, and is anything forgotten (hypothesis 7; paper, 3.3, B.6)?
 
 T_t is a description of addition with two scratchpads, T_s the same description with two direct answers. The
 teacher is tuned on 499 scratchpads and on items of Natural Instructions. Its practice answers are mixed with
@@ -78,7 +78,7 @@ class TransferSettings(DistillSettings):
 class Transfer(Experiment):
     """Three measures of four models."""
 
-    TITLE = "Distilled addition transfers, and nothing is forgotten (hypothesis 7)"
+    TITLE = "Distilled addition, in other tasks (hypothesis 7)"
     DIFFERS = differs.TRANSFER
     Settings, Eval = TransferSettings, TransferEval
     ask, examine = staticmethod(measure.ask), staticmethod(measure.examine)
