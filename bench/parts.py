@@ -37,7 +37,7 @@ class Head(nn.Module):
     def __init__(self, vocabulary: int, width: int, tokens: int, generator: torch.Generator):
         super().__init__()
         how = {"generator": generator, "device": generator.device}
-        self.config, self.tokens = SimpleNamespace(vocab_size=vocabulary), Embedding(1, 1)
+        self.config, self.tokens = SimpleNamespace(vocab_size=vocabulary, pad_token_id=0), Embedding(1, 1)
         self.tokens.weight = nn.Parameter(torch.randn(vocabulary, width, **how))
         self.states = nn.Parameter(torch.randn(tokens // ROW, ROW, width, **how) * 4 * width**-0.5)
 
