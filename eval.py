@@ -61,15 +61,19 @@ def answering(model: str) -> tuple[Path, dict[str, str]]:
     """The run folder of what --model names, and by its name the folder of each model that answers."""
     folder = Path(beside(model))
     run = run_of(folder)
-    finished = [file.parent for file in run.rglob("model.safetensors")
-                if not any(part.startswith(".") for part in file.relative_to(run).parts)]
-    students = sorted(place for place in finished if place.name.startswith("student"))
-    students = students if run == folder else [folder]
+    students = [folder] if run != folder else finished_students(run)
     if not students:
         raise ValueError(f"{folder} has no finished student to ask")
     found = {str(student.relative_to(run)) if run == folder else model: str(student) for student in students}
     base = as_in_run(OfRun(), run).model
     return run, found | ({} if base is None else {f"its base, {base}": beside(base)})
+
+
+def finished_students(run: Path) -> list[Path]:
+    """The folders of a run's students, without those that are half written."""
+    places = [file.parent for file in run.rglob("model.safetensors")]
+    return sorted(place for place in places if place.name.startswith("student")
+                  and not any(part.startswith(".") for part in place.relative_to(run).parts))
 
 
 def run_of(folder: Path) -> Path:

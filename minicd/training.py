@@ -300,7 +300,8 @@ def take_steps(run: Run, batches: BatchSource, name: str, save_every: float,
                     evaluate(run.step)
             if run.checkpoint and (done or time.monotonic() - run.saved > save_every):
                 run.save()
-    run.check()
+    if not run.checkpoint:  # else the last one has been checked
+        run.check()
 
 
 def set_dropout(model: nn.Module, rate: float | None) -> None:

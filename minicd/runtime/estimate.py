@@ -231,9 +231,9 @@ def free_memory(device: torch.device) -> float:
     lines = known.read_text().splitlines() if known.exists() else []
     free = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
     free = free or [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]  # all there is
-    most, used = (path.read_text().strip() if path.exists() else "max"
+    most, used = (path.read_text().strip() if path.exists() else ""
                   for path in (limit, limit.with_name("memory.current")))
-    return min([*free, *([int(most) - int(used)] if most.isdigit() and used.isdigit() else [])])
+    return min([*free, *([int(most) - int(used or 0)] if most.isdigit() else [])])
 
 
 def free_disk(folder: Path) -> float:

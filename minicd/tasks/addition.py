@@ -238,9 +238,6 @@ class Addition(Experiment):
         return evaluate(self.folder.get(self.models[row]), self.tokenizer, questions, row == "teacher",
                         longest, f"test {row}", self.settings.precision, self.settings.scratchpad)
 
-    def practice_item(self) -> str:
-        return self.folder.get("practice_figures")["shown"].split("practice set:")[0]
-
     def figures(self) -> dict[str, Any] | None:
         if self.settings.until != "table":
             return None

@@ -161,6 +161,8 @@ class Experiment:
 
     def practice_item(self) -> str:
         """One practice item for the record, where it has room for it."""
+        if self.folder.file("practice_figures"):
+            return self.folder.get("practice_figures")["shown"].split("practice set:")[0]
         return shortened(self.folder.get("example")) if self.folder.file("example") else ""
 
     def publish(self) -> None:

@@ -226,9 +226,6 @@ class Transfer(Experiment):
     def longest_other(self) -> int:
         return self.settings.item_tokens
 
-    def practice_item(self) -> str:
-        return self.folder.get("practice_figures")["shown"].split("\npractice set:")[0]
-
     def student(self, stage: str) -> nn.Module:
         """Fitted to the practice set, with instruction items among it, or alone."""
         s, examples = self.settings, self.folder.get("practice")
