@@ -27,8 +27,10 @@ from minicd.runtime.device import autocast
 from minicd.runtime.memory import keep_memory
 
 MODEL = ROOT / "data" / "smollm2"
-# Title → examples, tokens of prompt and answer: a batch of scratchpads, one of direct answers, one of H1
-TRAINED = {"scratchpads": (16, 22, 60), "direct answers": (32, 20, 9), "instructions": (16, 60, 12)}
+# Title → examples, tokens of the prompt, of which the first ones are the same in all, and of the answer: a
+# batch of scratchpads, one of direct answers, one of H1, one of questions below a schema
+TRAINED = {"scratchpads": (16, 22, 5, 60), "direct answers": (32, 20, 5, 9), "instructions": (16, 60, 0, 12),
+           "queries": (8, 220, 200, 30)}
 # Title → prompts, their tokens, of which at the beginning the same in all, and new tokens
 PRACTISED = {"addition": (128, 22, 5, 40), "instructions": (64, 440, 400, 16)}
 Rows = list[list[int]]
@@ -41,9 +43,10 @@ def random_rows(size: int, length: int, shared: int = 0, seed: int = 0) -> Rows:
     return rows.tolist()
 
 
-def training_batch(size: int, prompt: int, answer: int, device: Any = "cpu"
+def training_batch(size: int, prompt: int, shared: int, answer: int, device: Any = "cpu"
                    ) -> tuple[torch.Tensor, LabelBatch]:
-    prompts, answers = (torch.tensor(random_rows(size, length, seed=length)) for length in (prompt, answer))
+    prompts = torch.tensor(random_rows(size, prompt, shared, seed=prompt))
+    answers = torch.tensor(random_rows(size, answer, seed=answer))
     mask = torch.ones_like(answers, dtype=torch.bool)
     labels = LabelBatch(answers, answers[..., None], torch.ones(size, answer, 1), mask)
     return prompts.to(device), labels.to(device)
@@ -70,7 +73,7 @@ def their_updates(model: Any, data: tuple, precision: str) -> Callable[[], None]
 
 def check_same(ours: Any, theirs: Any) -> None:
     """Raises ValueError where the two models have different losses."""
-    prompts, labels = training_batch(2, 20, 10, theirs.device)
+    prompts, labels = training_batch(2, 20, 0, 10, theirs.device)
     with torch.no_grad():
         logits = ours.eval()(prompts, labels.tokens).flatten(0, 1)
         loss = F.cross_entropy(logits, labels.tokens.flatten())
@@ -126,9 +129,9 @@ class Given:
 
 def trained(pair: tuple, precision: str, arguments: Any) -> list[dict[str, Any]]:
     results = []
-    for title, (size, prompt, answer) in TRAINED.items():
-        data = training_batch(size, prompt, answer, arguments.device)
-        what = f"{title} trained/s, batch {size}, {prompt} + {answer} tokens, {precision}"
+    for title, (size, prompt, shared, answer) in TRAINED.items():
+        data = training_batch(size, prompt, shared, answer, arguments.device)
+        what = f"{title} trained/s, batch {size}, {prompt} ({shared} shared) + {answer} tokens, {precision}"
         results.append(turns(what, size, arguments, minicd=our_updates(pair[0], data, 1, precision),
                              transformers=their_updates(pair[1], data, precision)))
     return results

@@ -19,6 +19,7 @@ from .layers import Embedding, KVCache, RMSNorm, attend, decoding_layout
 from .runtime.fused import Rotation
 
 SHARED_FROM = 16  # common tokens of all prompts from which it pays to read them once
+SAVED_FROM = 200  # tokens not read again, of all rows together, from which it pays in training
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu,
                "gelu_new": partial(F.gelu, approximate="tanh")}
 ACTIVATIONS["gelu_pytorch_tanh"] = ACTIVATIONS["gelu_new"]
@@ -193,7 +194,7 @@ class Prefix:
     """Keys and values [1, kv_heads, length, d] of tokens that all rows begin with, layer by layer."""
 
     def __init__(self) -> None:
-        self.length, self.layers = 0, []
+        self.length, self.layers = 0, {}
 
     def of(self, layer: int) -> tuple[Tensor, Tensor] | None:
         return self.layers[layer] if self.length else None
@@ -249,11 +250,19 @@ class Decoder(nn.Module):
                 raise ValueError(f"prompt and answer have {longest} tokens, the model only {most} positions")
 
     def read_prefix(self, prompts: Tensor) -> tuple[Prefix, Tensor]:
-        """What all prompts [B, S] begin with, read once, and the rest of them; nothing of it in training."""
-        prefix, length = Prefix(), 0 if torch.is_grad_enabled() else common_length(prompts)
+        """What all prompts [B, S] begin with, read once, and the rest of them.
+
+        In training gradients of all rows meet in it; but dropout differs from row to row, and on CUDA to look
+        for it would wait for the last step.
+        """
+        learns = torch.is_grad_enabled()
+        apart = learns and (prompts.is_cuda or (self.training and self.dropout.p > 0))
+        prefix, length = Prefix(), 0 if apart else common_length(prompts)
+        if learns and length * (len(prompts) - 1) < SAVED_FROM:
+            length = 0
         if length:
             def store(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-                prefix.layers.append(decoding_layout((k, v)))
+                prefix.layers[layer] = (k, v) if learns else decoding_layout((k, v))
                 return k, v
             self.run(prompts[:1, :length], prompts.new_zeros(1), store, Prefix())
             prefix.length = length

@@ -4,15 +4,18 @@ import pytest
 import torch
 from test_checkpoint import FIXTURES
 
+from minicd import decoder
 from minicd.decoder import SHARED_FROM, Decoder, common_length
 from minicd.hf.checkpoint import load
 from minicd.layers import attend
+from minicd.runtime.lean import checkpointed_blocks
 from minicd.sampling import generate, score
+from minicd.training import set_dropout
 
 DECODERS = ["gpt2", "xglm", "llama", "llama-bias", "qwen2", "qwen3"]  # grouped heads, learned and rotary positions
 
 
-@pytest.fixture(scope="module", params=DECODERS)
+@pytest.fixture(params=DECODERS)
 def model(request) -> Decoder:
     return load(FIXTURES / request.param)[0]
 
@@ -54,11 +57,42 @@ def test_a_row_of_a_batch_is_the_row_alone(model, monkeypatch):
         assert (logits - alone).abs().max() < 1e-5 * logits.abs().max()
 
 
-def test_who_learns_reads_every_row(model, monkeypatch):
-    """Each row's gradient goes through its own copy of the prefix."""
-    rows, reads = [row[:21] for row in prompts(model)], Reads(monkeypatch)
-    model(torch.tensor(rows), torch.tensor([[5]] * 4))
-    assert reads.sizes == [4 * 21]
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_of_all_rows_meet_in_what_they_share(model, monkeypatch, checkpointing):
+    rows, answers = padded(prompts(model)), padded([[5, 6, 7], [8], [9, 10, 11, 12], [5, 5]])
+    set_dropout(model.train(), 0.0)
+    reads = Reads(monkeypatch)
+    monkeypatch.setattr(decoder, "SAVED_FROM", 3 * 20)
+
+    def gradients() -> dict[str, torch.Tensor]:
+        reads.sizes.clear()
+        model.zero_grad()
+        with checkpointed_blocks(model, checkpointing):
+            logits = model(rows, answers)
+            (logits.log_softmax(-1)[..., 5] * (answers >= 0)).sum().backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    shared = gradients()
+    assert reads.sizes == [20, 4 * (6 + 3)]
+    monkeypatch.setattr(decoder, "common_length", lambda prompts: 0)
+    apart = gradients()
+    assert reads.sizes == [4 * (26 + 3)] and shared.keys() == apart.keys()
+    for name, wanted in apart.items():
+        assert (shared[name] - wanted).abs().max() < 1e-4 * wanted.abs().max() + 1e-7, name
+
+
+@pytest.mark.parametrize("dropout, saved_from", [(0.1, 0), (0.0, 3 * 20 + 1)])
+def test_with_dropout_or_little_to_save_every_row_is_read(model, monkeypatch, dropout, saved_from):
+    """The masks of dropout differ from row to row."""
+    rows, reads = padded(prompts(model)), Reads(monkeypatch)
+    monkeypatch.setattr(decoder, "SAVED_FROM", saved_from)
+    set_dropout(model.train(), dropout)
+    model(rows, torch.tensor([[5]] * 4))
+    assert reads.sizes == [4 * 26]
+
+
+def padded(rows: list[list[int]]) -> torch.Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([row + [-1] * (width - len(row)) for row in rows])
 
 
 def test_how_much_is_common():

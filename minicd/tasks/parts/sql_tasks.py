@@ -37,9 +37,10 @@ class SqlTaskSettings(TaskSettings):
     tuning_epochs: float = option(2.0, "passes over these", least=1e-3, most=1e6)
 
 
+TUNED_AT_ONCE = 2  # rows whose activations are in memory together: they are long, and share no schema
 SPIDER = dict(scale="spider", model="data/smollm2", data="data/spider", plain=True, databases=8,
               practice_inputs=120, chunk=60, epochs=3.0, lr=1e-4, batch_size=16, max_new_tokens=64,
-              micro_batch=2, test_instances=25, tuning_items=1500, save_every=300.0)
+              micro_batch=16, test_instances=25, tuning_items=1500, save_every=300.0)
 
 
 class SqlExperiment(TaskExperiment):
@@ -99,7 +100,8 @@ class SqlExperiment(TaskExperiment):
             prompts.append(database.prompt(shown)(last.question))
             answers.append(self.answer(last))
         examples = Examples.hard(self.tokenizer.encode_all(prompts), self.tokenizer.encode_answers(answers))
-        return self.fit_copy(self.loaded[0], examples, self.settings.fit_settings(loss="hard"),
+        settings = self.settings.fit_settings(loss="hard", micro_batch=TUNED_AT_ONCE)
+        return self.fit_copy(self.loaded[0], examples, settings,
                              self.settings.tuning_epochs, "tuned")
 
     def answer(self, question: Question) -> str:
