@@ -20,8 +20,8 @@ class Flags:
     """What every run has, whatever the experiment."""
 
     task: str = option("", f"the experiment: {', '.join(TASKS)}; with --help, its settings too")
-    out: str = option("", "run folder, runs/TASK unless told otherwise, runs/TASK-quick with --quick; a "
-                     "rerun resumes what it finds there")
+    out: str = option("", "run folder, unless told otherwise runs/TASK, with --scale runs/TASK-SCALE, with "
+                     "--quick runs/TASK-quick; a rerun resumes what it finds there")
     seeds: list[int] = option(lambda: [0], "a run for each; several give mean and spread", least=0,
                              most=2**32 - 1)
     device: str = option("auto", "cpu, cuda, or auto: cuda where there is one")
@@ -38,16 +38,19 @@ def main() -> None:
         raise ValueError("--publish is for whole runs, not for --quick ones")
     if flags.join and not flags.publish:
         raise ValueError("--join goes with --publish")
-    scale = task.SCALES.get(next(iter(task.SCALES)) if arguments.scale is None else arguments.scale)
+    usual = next(iter(task.SCALES))
+    named = usual if arguments.scale is None else arguments.scale
+    scale = task.SCALES.get(named)
     if scale is None:
-        raise ValueError(f"--scale {arguments.scale}: known scales are {', '.join(task.SCALES)}")
-    if flags.quick and scale is not next(iter(task.SCALES.values())):
-        raise ValueError(f"--quick is for --scale {next(iter(task.SCALES))}; at another scale, say with "
-                         "flags what is to be smaller")
+        raise ValueError(f"--scale {named}: known scales are {', '.join(task.SCALES)}")
+    if flags.quick and named != usual:
+        raise ValueError(f"--quick is for --scale {usual}; at another scale, say with flags what is to be "
+                         "smaller")
     settings = settings_from(arguments, task.Settings, scale, task.QUICK if flags.quick else {})
     if arguments.out == "":
         raise ValueError("--out is empty: it must be the name of a folder")
-    out = Path(flags.out or Path("runs") / (flags.task + "-quick" * flags.quick))
+    usually = flags.task + f"-{named}" * (named != usual) + "-quick" * flags.quick
+    out = Path(flags.out or Path("runs") / usually)
     device = pick_device(flags.device)
     train(flags.task, task, settings, list(dict.fromkeys(flags.seeds)), out, device,
           jobs=flags.jobs or usual_jobs(device), quick=flags.quick, publish=flags.publish, join=flags.join)

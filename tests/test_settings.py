@@ -230,3 +230,16 @@ def test_flags_of_the_benchmarks(monkeypatch, program, words, sentence):
     with pytest.raises(SystemExit) as stopped:
         importlib.import_module(f"bench.{program}").main()
     assert sentence in str(stopped.value.code) and len(stopped.value.code.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words, folder", [
+    (["--task", "addition"], "runs/addition"), (["--task", "addition", "--scale", "pocket"], "runs/addition"),
+    (["--task", "addition", "--quick"], "runs/addition-quick"), (["--task", "own", "--scale", "place"], "runs/own-place"),
+    (["--task", "addition", "--scale", "smollm2"], "runs/addition-smollm2"), (["--task", "sql", "--out", "x/y"], "x/y")])
+def test_every_scale_has_a_run_folder_of_its_own(words, folder, monkeypatch):
+    """So that README's commands can follow one another."""
+    seen = []
+    monkeypatch.setattr(sys, "argv", ["train.py", *words, "--device", "cpu"])
+    monkeypatch.setattr(train_program, "train", lambda *arguments, **how: seen.append(arguments[4]))
+    train_program.main()
+    assert seen == [Path(folder)]
