@@ -21,7 +21,7 @@ from minicd.tasks import transfer
 from minicd.tasks.folder import RunFolder
 from minicd.tasks.parts import transfer_eval, word_problems
 from minicd.tasks.parts.addition_questions import split_of, test_questions as unseen_questions
-from minicd.tasks.parts.instruction_items import draw_items, load_split
+from minicd.tasks.parts.instruction_items import draw_items, load_split, with_true_answers
 from minicd.tasks.parts.natural_instructions import Example, Instance, NITask
 from minicd.tasks.parts.transfer_eval import EXAMPLES, FORM, student_prompt, teacher_prompt
 from minicd.tasks.parts.word_problems import (TEMPLATES, Resembling, asked_sums, draw_sums, first_number, problems, runs_of_words)
@@ -211,7 +211,7 @@ def test_items_have_their_own_answers_and_some_are_left_out():
     good = task("task1", ["Kind"], [(f"is w{i} a word", f"yes {i}") for i in range(20)])
     bad = task("task2", ["Kind"], [("two lines", "one\ntwo"), ("long " * 200, "yes"), (problems()["test"][0].text, "12")])
     sums = task("task3", ["Mathematics"], [("count them", "12")])
-    items = draw_items([good, bad, sums], 100, tokenizer, 400, Resembling(), rng(0))
+    items = with_true_answers(draw_items([good, bad, sums], 100, tokenizer, 400, Resembling(), rng(0)), tokenizer)
     prompts, answers = ([tokenizer.decode(rows[i]) for i in range(len(items))] for rows in (items.prompts, items.answers))
     assert sorted(answers) == sorted(f" yes {i}" for i in range(20))
     number = answers[0].split()[1]
@@ -220,7 +220,7 @@ def test_items_have_their_own_answers_and_some_are_left_out():
                           f"Now complete the following example -\nInput: is w{number} a word\nOutput:")
     assert all(items.answers[i][-1] == tokenizer.eos_id for i in range(len(items)))
     few = draw_items([good, bad, sums], 5, tokenizer, 400, (), rng(0))
-    assert len(few) == 5 and few.prompts[0] == draw_items([good, bad, sums], 5, tokenizer, 400, (), rng(0)).prompts[0]
+    assert len(few) == 5 and few == draw_items([good, bad, sums], 5, tokenizer, 400, (), rng(0))
     with pytest.raises(ValueError, match="of 21 instruction items none can be used: raise --item-tokens, now 9"):
         draw_items([good, sums, task("task4", ["Kind"], [("a", "b")])], 5, tokenizer, 9, (), rng(0))
 
@@ -375,6 +375,21 @@ def test_bad_data_is_one_sentence_before_anything_is_trained(program, base, data
         with pytest.raises(SystemExit, match=sentence) as stopped:
             program("train", *SMALL, "--model", base, "--data", data / name, "--out", tmp_path / name)
         assert len(str(stopped.value.code).splitlines()) == 1 and not list((tmp_path / name).rglob("*.safetensors"))
+
+
+def test_instruction_items_may_be_answered_by_the_teacher(program, base, data, tmp_path):
+    """The same prompts, with soft labels at the tokens that the teacher wrote."""
+    words = [*SMALL, "--model", base, "--data", data]
+    program("train", *words, "--out", tmp_path / "true")
+    program("train", *words, "--item-answers", "teacher", "--reuse", tmp_path / "true", "--out", tmp_path / "teacher")
+    for name in ("teacher/model.safetensors", "practice.safetensors"):
+        assert (tmp_path / "true" / name).read_bytes() == (tmp_path / "teacher" / name).read_bytes()
+    with pytest.raises(SystemExit, match="cannot be reused, its teacher has other settings: teacher_lr"):
+        program("train", *words, "--teacher-lr", 1e-5, "--reuse", tmp_path / "true", "--out", tmp_path / "other")
+    true, own = (RunFolder(tmp_path / answers, torch.device("cpu")).get("items") for answers in ("true", "teacher"))
+    assert sorted(true.prompts[i] for i in range(4)) == sorted(own.prompts[i] for i in range(len(own))) and len(own) == 4
+    assert true.labels.hard and not own.labels.hard and own.labels.kind == "sampled"
+    assert {byte_tokenizer().decode(true.answers[i]) for i in range(4)} != {byte_tokenizer().decode(own.answers[i]) for i in range(4)}
 
 
 def check_practice(run: Path) -> None:

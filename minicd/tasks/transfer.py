@@ -8,7 +8,7 @@ Rouge-L on other tasks' instructions, and sums inside word problems, which nobod
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Iterator
@@ -17,25 +17,28 @@ import numpy as np
 from torch import nn
 from tqdm import tqdm
 
-from ..distill import Context, practice
+from ..distill import Context, identity, practice
 from ..labels import Examples
 from ..metrics import mcnemar
 from ..rounds import RoundSettings
 from .parts import differs, transfer_eval as measure
 from .parts.addition_questions import draw_questions, final_answer, longest_scratchpad, test_questions
-from .parts.instruction_eval import TEST
-from .parts.instruction_items import draw_items, load_split
+from .parts.instruction_eval import TEST, bare
+from .parts.instruction_items import draw_items, load_split, with_true_answers
 from .parts.natural_instructions import NITask
 from .parts.transfer_eval import DATA, EXAMPLES, FORM, TransferEval, best_prompt, problem_prompts
 from .parts.word_problems import COUNTS, Resembling, asked_sums, problems
+from .folder import borrow_same
 from .report import Record, pm, seeds_of, table
-from .run import Experiment, Stage, one_item
+from .run import Experiment, Stage, one_item, seed_folder
 from .settings import DistillSettings, beside, option
 
 MEASURES = {"addition": "direct addition, exact match, %", "rouge": "Natural Instructions, Rouge-L",
             "problems": "word problems, exact match, %"}
 COLUMNS = {"base": "as it came", "before": "student before", "after": "**student after**",
            "alone": "student after, without instruction items"}
+TAUGHT = ("model", "precision", "data", "max_digits", "train_questions", "teacher_items", "teacher_epochs",
+          "teacher_lr", "teacher_batch", "item_tokens", "warmup", "decay", "clip", "optimiser", "lora_rank")
 CHUNK = 500  # practice questions at a time: so many are on disk when a run is interrupted
 
 
@@ -60,6 +63,9 @@ class TransferSettings(DistillSettings):
     practice_questions: int = option(10_000, "which the teacher answers", least=1, most=10**8,
                                      unit="questions")
     student_items: int = option(2000, "instruction items among the student's", least=1, unit="items")
+    item_answers: str = option("true", "what the student learns on these: their true answers, as in the "
+                               "paper, or the teacher's own, which hold it where it is",
+                               choices=("true", "teacher"))
     student_epochs: float = option(3.0, "passes of the student over both", least=1e-3, most=1e6)
     student_lr: float = option(5e-4, "learning rate of the student", above=0, most=10)
     student_batch: int = option(32, "batch size of the student", least=1)
@@ -71,8 +77,18 @@ class TransferSettings(DistillSettings):
                                     "otherwise", least=1, unit="tasks")
     test_problems: int = option(COUNTS["test"], "word problems; no more choose their prompt", least=1,
                                 most=COUNTS["test"], unit="problems")
+    reuse: str = option("", "run folder to take the teacher and its practice from, where they would be the "
+                        "same here", free=True)
     save_every: float = option(300.0, "between checkpoints, from which an interrupted run goes on", least=0,
                                unit="seconds", free=True)
+
+
+def depends_on(s: TransferSettings) -> dict[str, dict[str, Any]]:
+    """Stage → the settings that decide it; the teacher's first, since nothing can be reused without it."""
+    taught = {name: getattr(s, name) for name in TAUGHT}
+    tested = taught | {"test_questions": s.test_questions}
+    practised = taught | {"practice_questions": s.practice_questions, **asdict(s.practice_settings(1))}
+    return {"teacher": taught, "teacher_validation": tested, "scratchpad": tested, "practice": practised}
 
 
 class Transfer(Experiment):
@@ -93,6 +109,9 @@ class Transfer(Experiment):
 
     def prepare(self) -> None:
         self.train_tasks, self.test_tasks  # what is wrong with them is said before anything is trained
+        if self.settings.reuse:
+            other = seed_folder(Path(self.settings.reuse), self.seed)
+            borrow_same(self.folder, other, self.settings, depends_on)
         if self.settings.data == DATA:
             tqdm.write(f"The instructions are those of the pocket world, {DATA}; for the real ones, name the "
                        "folder tasks of Natural Instructions with --data")
@@ -139,8 +158,8 @@ class Transfer(Experiment):
     def longest(self) -> int:
         return longest_scratchpad(self.tokenizer, "lines", self.settings.max_digits) + 4
 
-    def items(self, n: int, number: int) -> Examples:
-        """Instruction items with their own answers; `number` tells the teacher's from the student's."""
+    def items(self, n: int, number: int) -> list[tuple[str, str]]:
+        """Instruction items: prompts and true answers; `number` tells the teacher's from the student's."""
         rng = np.random.default_rng((self.seed, 11, number))
         return draw_items(self.train_tasks, n, self.tokenizer, self.settings.item_tokens, Resembling(), rng)
 
@@ -158,8 +177,9 @@ class Transfer(Experiment):
             f"teacher: {accuracy:.1f} % of the validation questions, step by step"))
         self.check_teacher()
         yield Stage("practice", self.practise, ("teacher_validation",))
-        yield Stage("practice_figures", self.practice_figures, ("practice",), lambda f: f["shown"])
-        yield Stage("student", partial(self.student, "student"), ("practice",))
+        yield Stage("items", self.student_items, ("teacher_validation",))
+        yield Stage("practice_figures", self.practice_figures, ("practice", "items"), lambda f: f["shown"])
+        yield Stage("student", partial(self.student, "student"), ("practice", "items"))
         yield Stage("student_alone", partial(self.student, "student_alone"), ("practice",))
         yield Stage("problem_prompt", self.choose_prompt, self.needs(self.settings.start), lambda accuracy: (
             f"word problems are asked under the prompt {best_prompt(accuracy)}: {accuracy}"))
@@ -183,7 +203,8 @@ class Transfer(Experiment):
     def teacher(self) -> nn.Module:
         """The base, tuned on every scratchpad `teacher_epochs` times and on every instruction item once."""
         s = self.settings
-        examples = Examples.join([self.scratchpads()] * s.teacher_epochs + [self.items(s.teacher_items, 0)])
+        items = with_true_answers(self.items(s.teacher_items, 0), self.tokenizer)
+        examples = Examples.join([self.scratchpads()] * s.teacher_epochs + [items])
         settings = s.fit_settings(lr=s.teacher_lr, batch_size=s.teacher_batch, loss="hard")
         return self.fit_copy(self.base, examples, settings, 1.0, "teacher")
 
@@ -211,12 +232,22 @@ class Transfer(Experiment):
         return practice(self.folder.get("teacher"), self.tokenizer, self.context, s.practice_questions,
                         settings, seed=self.seed, folder=self.folder.path / "practice.parts")
 
+    def student_items(self) -> Examples:
+        """The instruction items among the student's: T_t and T_s are the same where the teacher answers."""
+        s, items = self.settings, self.items(self.settings.student_items, 1)
+        if s.item_answers == "true":
+            return with_true_answers(items, self.tokenizer)
+        context = Context(lambda n, rng: [asked for asked, _ in items], bare, bare, identity)
+        settings = replace(s.practice_settings(s.max_new_tokens), chunk=len(items))
+        return practice(self.folder.get("teacher"), self.tokenizer, context, len(items), settings,
+                        seed=self.seed, name="instruction items")
+
     def practice_figures(self) -> dict[str, Any]:
         """How much the student practises, and percent of the teacher's answers that are true."""
         practised, s = self.folder.get("practice"), self.settings
         true = measure.percent([self.tokenizer.decode(practised.answers[i]) == FORM.answer(practised.input(i))
                                 for i in range(len(practised))])
-        items = len(self.items(s.student_items, 1))
+        items = len(self.folder.get("items"))
         item = one_item(self.context, self.tokenizer, self.folder.get("teacher"),
                         s.practice_settings(self.longest), self.seed)
         return {"practised": len(practised), "practice_true": true, "items": items, "shown": (
@@ -230,7 +261,7 @@ class Transfer(Experiment):
         """Fitted to the practice set, with instruction items among it, or alone."""
         s, examples = self.settings, self.folder.get("practice")
         if stage == "student":
-            examples = Examples.join([examples, self.items(s.student_items, 1)])
+            examples = Examples.join([examples, self.folder.get("items")])
         settings = s.fit_settings(lr=s.student_lr, batch_size=s.student_batch)
         return self.fit_copy(self.model(s.start), examples, settings, s.student_epochs, stage)
 

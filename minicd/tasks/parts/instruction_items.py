@@ -35,26 +35,29 @@ def load_split(folder: Path, split: str) -> list[NITask]:
 
 
 def draw_items(tasks: list[NITask], n: int, tokenizer: TextTokenizer, longest: int, forbidden: Container[str],
-               rng: np.random.Generator) -> Examples:
-    """n items in random order, or as many as there are, of at most `longest` tokens, with their true answers.
+               rng: np.random.Generator) -> list[tuple[str, str]]:
+    """n items in random order, or as many as there are, of at most `longest` tokens: prompts, true answers.
 
     An answer is the first of those that count as right, on one line. Items that are `forbidden` are left out.
     Raises ValueError where nothing is left.
     """
     pairs = [(task, instance) for task in tasks if SUMS not in task.categories for instance in task.instances]
-    prompts, answers = [], []
+    found: list[tuple[str, str]] = []
     for i in rng.permutation(len(pairs)).tolist():
         task, instance = pairs[i]
         asked, answer = instructed(task, SHAPE)(instance.input), f" {instance.outputs[0].strip()}"
         if "\n" in answer or f"{asked}{answer}" in forbidden:
             continue
-        prompt, target = tokenizer.encode(asked), tokenizer.encode_answer(answer)
-        if len(prompt) + len(target) <= longest:
-            prompts.append(prompt)
-            answers.append(target)
-        if len(prompts) == n:
+        if len(tokenizer.encode(asked)) + len(tokenizer.encode_answer(answer)) <= longest:
+            found.append((asked, answer))
+        if len(found) == n:
             break
-    if not prompts:
+    if not found:
         raise ValueError(f"of {len(pairs)} instruction items none can be used: raise --item-tokens, "
                          f"now {longest}")
-    return Examples.hard(prompts, answers)
+    return found
+
+
+def with_true_answers(items: list[tuple[str, str]], tokenizer: TextTokenizer) -> Examples:
+    prompts, answers = zip(*items)
+    return Examples.hard(tokenizer.encode_all(prompts), tokenizer.encode_answers(answers))
