@@ -90,8 +90,6 @@ def test_half_of_the_tasks_are_those_that_explanations_help_most():
     tasks, margins = [task(name) for name in "abcdef"], [3.0, 40.0, -9.0, 0.5, 20.0, -1.0]
     assert [t.name for t in chosen_tasks(tasks, margins, 4)] == ["b", "e", "d", "f"]
     assert [t.name for t in chosen_tasks(tasks, margins, 3)] == ["b", "d", "f"]
-    with pytest.raises(ValueError, match="7 tasks are asked for, but there are only 6"):
-        chosen_tasks(tasks, margins, 7)
 
 
 def test_a_pool_is_drawn_from_with_repeats_and_by_seed():
@@ -289,7 +287,7 @@ def test_the_experiments_run_on_real_data(name, more, real_model, train, tmp_pat
 @pytest.mark.parametrize("name, words, message", [
     ("instructions", ["--tasks", "99"], "99 tasks are asked for, but there are only 36"),
     ("explanations", ["--tasks", "2"], "--tasks 2: it must be at least 3"),
-    ("explanations", ["--tasks", "99"], "--tasks 99: there are only 36 tasks"),
+    ("explanations", ["--tasks", "99"], "99 tasks are asked for, but there are only 36"),
     ("task_ids", ["--chosen", "task501,task9"], "0 task files begin with 'task9'"),
     ("task_ids", ["--chosen", "task50"], "9 task files begin with 'task50'"),
     ("task_ids", ["--chosen", "task501"], "needs two different tasks or more"),
@@ -297,6 +295,7 @@ def test_the_experiments_run_on_real_data(name, more, real_model, train, tmp_pat
     ("instructions", ["--model", "nowhere"], "nowhere is not a folder with a model")])
 def test_what_cannot_be_run_is_named(name, words, message, pocket_model, train, tmp_path):
     assert message in refused(train, name, "--model", pocket_model, "--out", tmp_path, *words)
+    assert not list(tmp_path.rglob("margins.json"))  # before anything is computed
 
 
 def test_reports():

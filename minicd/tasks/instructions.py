@@ -41,8 +41,6 @@ MARGIN = 50  # untested instances on which the margins are measured; a task with
 
 def chosen_tasks(tasks: list[NITask], margins: list[float], n: int) -> list[NITask]:
     """Half with the largest margins, half with margins nearest to 0 (paper, section 3.1)."""
-    if len(tasks) < n:
-        raise ValueError(f"{n} tasks are asked for, but there are only {len(tasks)}")
     order = sorted(range(len(tasks)), key=lambda i: -margins[i])
     most, rest = order[: n // 2], order[n // 2 :]
     least = sorted(rest, key=lambda i: abs(margins[i]))[: n - n // 2]
@@ -116,6 +114,9 @@ class Instructions(TaskExperiment):
         for task in self.all_tasks:
             if why := self.why_left_out(task):
                 tqdm.write(f"{task.name} is left out: {why}")
+        wanted, there = self.settings.tasks, len(self.tasks)
+        if there < wanted:
+            raise ValueError(f"{wanted} tasks are asked for, but there are only {there}")
 
     @cached_property
     def chosen(self) -> list[NITask]:
