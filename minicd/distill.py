@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .labels import Examples, Ragged, SoftLabels, likeliest
 from .losses import check_labels
-from .runtime.checks import at_least_one
+from .runtime.checks import at_least_one, source_digest
 from .runtime.files import open_safetensors
 from .sampling import LOGITS_AT_ONCE, Pick, draw, generate, score
 from .tokenizer import TextTokenizer
@@ -101,17 +101,21 @@ def saved_chunk(path: Path, context: Context, n: int, chunk: int, settings: Prac
     with open_safetensors(path) as file:
         found = (file.metadata() or {}).get("practice")
     if found not in (None, described(part, context, n, chunk, settings, seed)):
-        raise ValueError(f"{path} is of a practice with other prompts, settings or seed; choose another "
-                         "folder, or delete this one to practise anew")
+        raise ValueError(f"{path} is of a practice with other prompts, f, D, settings or seed; choose "
+                         "another folder, or delete this one to practise anew")
     return part
 
 
 def described(part: Examples, context: Context, n: int, chunk: int, settings: PracticeSettings,
               seed: int) -> str:
-    """A checksum of what a chunk depends on; of the templates, of what they make of its first input."""
+    """A checksum of what a chunk depends on but for its teacher's weights.
+
+    Of the templates it is what they make of the first input, of D and f how they are written.
+    """
     prompts = [template(part.input(0)) for template in (*context.teachers, context.student) if len(part)]
     size = min(settings.chunk, n - chunk * settings.chunk)
-    return str(zlib.crc32(json.dumps([asdict(settings), seed, size, prompts]).encode()))
+    sources = [source_digest(function) for function in (context.inputs, context.extract)]
+    return str(zlib.crc32(json.dumps([asdict(settings), seed, size, prompts, sources]).encode()))
 
 
 def practice_chunk(teacher: nn.Module, tokenizer: TextTokenizer, context: Context, n: int, chunk: int,

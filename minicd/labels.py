@@ -218,7 +218,7 @@ class Examples:
     def digest(self) -> int:
         """A checksum of everything: a run resumes only on the examples that it began with."""
         fields = (self.prompts.values, self.prompts.starts, self.answers.values, self.answers.starts,
-                  self.labels.ids.values, self.labels.weights)
+                  self.labels.ids.values, self.labels.ids.starts, self.labels.weights)
         return functools.reduce(lambda crc, field: zlib.crc32(field.contiguous().numpy(), crc), fields, 0)
 
     def batch(self, rows: Tensor, pad: int = 0) -> tuple[Tensor, LabelBatch]:

@@ -215,7 +215,8 @@ def test_settings_out_of_range(name):
 
 
 OTHERS = {"seed": dict(seed=2), "settings": dict(settings=replace(SETTINGS, labels="top")), "items": dict(n=30),
-          "teacher": dict(teacher=lambda x: f"teacher {x}"), "student": dict(student=lambda x: f"student twice {x}")}
+          "teacher": dict(teacher=lambda x: f"teacher {x}"), "student": dict(student=lambda x: f"student twice {x}"),
+          "extract": dict(extract=lambda y: slice(0, 2)), "inputs": dict(inputs=lambda n, rng: letters(n, rng))}
 
 
 @pytest.mark.parametrize("change", OTHERS)
@@ -227,7 +228,7 @@ def test_chunks_of_another_practice_are_refused(teacher, change, tmp_path):
     model, changed = teacher, OTHERS[change]
     first = practised()
     assert same(first, practised())  # the same practice goes on
-    with pytest.raises(ValueError, match="is of a practice with other prompts, settings or seed"):
+    with pytest.raises(ValueError, match="is of a practice with other prompts, f, D, settings or seed"):
         practised(**changed)
 
 

@@ -71,6 +71,7 @@ def test_a_recordable_step_makes_no_tensor_depend_on_the_step_number(model, prom
             assert torch.allclose(model.step(token, cache), plain[t + 1], atol=2e-5)
 
 
+@pytest.mark.skipif(not fast.can_pack(), reason="this PyTorch packs no weights")
 def test_packed_matrices_change_no_completion(model, prompts, monkeypatch):
     monkeypatch.setattr(fast, "PACKED_PAYS", 0)
     used = []

@@ -109,6 +109,21 @@ def test_half_precision_logits_are_summed_in_fp32(loss):
     assert value.item() == pytest.approx(math.log(4096), abs=1e-5)
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_takes_half_precision_logits_as_they_are(name):
+    """Their rounding aside it computes in fp32, and its gradient is finite."""
+    generator = torch.Generator().manual_seed(0)
+    z = (5 * torch.randn(2, 3, 40, generator=generator)).bfloat16().requires_grad_()
+    teacher, tokens = 2 * torch.randn(6, 40, generator=generator), torch.randint(40, (2, 3), generator=generator)
+    soft = {"top": lambda: SoftLabels.top(teacher, 4), "exact": lambda: SoftLabels.top(teacher)}.get(
+        LOSSES[name].labels, lambda: SoftLabels.sample(teacher, 100, generator))()
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    labels, loss = LabelBatch(tokens, *soft.gather(torch.arange(6).view(2, 3), mask), mask), find_loss(name)
+    values = loss(z, labels)
+    assert torch.allclose(values.float(), loss(z.float(), labels), atol=1e-5)
+    assert torch.autograd.grad(values.sum(), z)[0].isfinite().all()
+
+
 def test_mean_over_tokens_by_hand():
     per_token = torch.tensor([[1.0, 2.0], [4.0, 99.0]])
     mask = torch.tensor([[True, True], [True, False]])

@@ -28,6 +28,8 @@ def test_it_runs_resumes_and_shows_its_table(tmp_path, capsys):
     record, said = run(tmp_path / "run", capsys, jobs=2)
     assert record["seeds"] == [0, 1] and set(record["metrics"]) == {"teacher", "before", "after"}
     assert {"practice", "student", "scores", "total", "wall"} <= set(record["minutes"]) and record["hardware"]
+    mean = {row: metric["mean"] for row, metric in record["metrics"].items()}
+    assert mean["teacher"] > 80 > 20 > mean["before"] and mean["after"] > mean["before"] + 20
     assert record["metrics"]["after"]["std"] is not None and record["settings"]["items"] == 600
     assert "One practice item" in said and "Lists reversed, %, 2 seeds, pocket scale" in said and "| teacher | " in said
 

@@ -10,11 +10,11 @@ import torch
 from helpers import tiny_t5
 
 from minicd import training
-from minicd.distill import Context, PracticeSettings, distill, ensemble_logits, identity, practice
+from minicd.distill import Context, PracticeSettings, combine_seeds, distill, ensemble_logits, identity, practice
 from minicd.losses import LOSSES, forward_kl, mean_over_tokens, reverse_kl
 from minicd.rounds import OnPolicy, RoundSettings, rounds
 from minicd.runtime.files import atomic_safetensors
-from minicd.sampling import score
+from minicd.sampling import generate, score
 from minicd.tasks.addition import AdditionSettings
 from minicd.tokenizer import word_tokenizer
 from minicd.training import FitSettings, fit
@@ -24,7 +24,7 @@ distill_module, rounds_module = sys.modules["minicd.distill"], sys.modules["mini
 LETTERS = list("abcdefgh")
 TOKENIZER = word_tokenizer([*LETTERS, "one", "two", "three", "student", "other"])
 PRACTICE = PracticeSettings(max_new_tokens=6)
-SETTINGS = RoundSettings(PRACTICE, FitSettings(lr=1e-2, loss="empirical", batch_size=8), items=48, epochs=4)
+SETTINGS = RoundSettings(PRACTICE, FitSettings(lr=1e-2, loss="empirical", batch_size=8, precision="fp32"), items=48, epochs=4)
 # Enough for a student whose distance from the teacher halves or nearly so, whatever the processor's rounding.
 LEARN = RoundSettings(PRACTICE, replace(SETTINGS.fit, lr=5e-3, decay=0.5), items=256, epochs=4)
 
@@ -228,6 +228,11 @@ def test_on_policy_answers_are_the_students_and_labels_the_teachers(base):
     prompts, labels = source[5]
     inputs = letters(8, np.random.default_rng((3, 5)))
     assert prompts.tolist() == TOKENIZER.encode_all([f"student {x}" for x in inputs])
+    generator = torch.Generator().manual_seed(combine_seeds((3, 5)))
+    written, reasons = generate(student, prompts.tolist(), 6, generator=generator, reasons=True)
+    ends = [[TOKENIZER.eos_id] * (why == "eos") for why in reasons]
+    assert [row[mask].tolist() for row, mask in zip(labels.tokens, labels.mask)] == [y + end for y, end in zip(written, ends)]
+    assert [TOKENIZER.eos_id] in ends and [] in ends
     for i, x in enumerate(inputs):
         answer = labels.tokens[i][labels.mask[i]].tolist()
         expected = score(base, [TOKENIZER.encode(f"one {x}")], [answer])[0].softmax(-1)
@@ -238,10 +243,21 @@ def test_on_policy_answers_are_the_students_and_labels_the_teachers(base):
     assert not torch.equal(on_policy(student, base, seed=4)[5][0], prompts)
 
 
+def test_on_policy_several_prompts_of_the_teacher_give_their_mean(base):
+    two = Context(letters, [lambda x: f"one {x}", lambda x: f"two {x}"], lambda x: f"student {x}", identity)
+    settings = PracticeSettings(labels="exact", max_new_tokens=6)
+    _, labels = OnPolicy(base, base, TOKENIZER, two, settings, steps=1, batch_size=4, seed=3)[0]
+    for i, x in enumerate(letters(4, np.random.default_rng((3, 0)))):
+        answer = labels.tokens[i][labels.mask[i]].tolist()
+        views = [score(base, [TOKENIZER.encode(f"{name} {x}")], [answer])[0].softmax(-1) for name in ("one", "two")]
+        row = torch.zeros(len(answer), len(TOKENIZER)).scatter(-1, labels.ids[i, : len(answer)], labels.weights[i, : len(answer)])
+        assert torch.allclose(row, sum(views) / 2, atol=1e-5)
+
+
 def test_on_policy_training_brings_the_student_to_the_teacher(base):
     student = deepcopy(base)
 
-    fit(student, on_policy(student, base), FitSettings(lr=3e-3, loss="reverse", batch_size=8))
+    fit(student, on_policy(student, base), FitSettings(lr=3e-3, loss="reverse", batch_size=8, precision="fp32"))
     assert judged(student, base, ONE) < 0.6 * judged(base, base, ONE)
 
 
@@ -251,7 +267,7 @@ def test_on_policy_needs_the_identity_extractor(base):
         OnPolicy(base, base, TOKENIZER, cutting, PRACTICE, steps=1, batch_size=1)
 
 
-ON_POLICY = RoundSettings(PracticeSettings(labels="exact", max_new_tokens=6), FitSettings(lr=3e-3, loss="reverse", batch_size=8),
+ON_POLICY = RoundSettings(PracticeSettings(labels="exact", max_new_tokens=6), replace(SETTINGS.fit, lr=3e-3, loss="reverse"),
                           items=60, epochs=2.0, on_policy=True)
 
 

@@ -247,6 +247,15 @@ def test_score_agrees_with_the_greedy_sampler(model, prompts):
     assert [z.argmax(-1).tolist() for z in score(model, prompts, completions)] == completions
 
 
+def test_dropout_is_off_in_a_model_that_is_in_training(prompts):
+    """And back on afterwards: students are asked in the middle of it."""
+    model = tiny_t5(12, initializer_factor=3.0, dropout_rate=0.5)
+    expected, logits = generate(model, prompts, 8, temperature=0), score(model, prompts, prompts)
+    model.train()
+    assert generate(model, prompts, 8, temperature=0) == expected and model.training
+    assert all(torch.equal(a, b) for a, b in zip(score(model, prompts, prompts), logits)) and model.training
+
+
 def test_bf16_is_close_to_fp32(model, prompts):
     for a, b in zip(score(model, prompts, prompts), score(model, prompts, prompts, precision="bf16")):
         assert b.dtype == torch.float32 and not torch.equal(a, b)

@@ -61,6 +61,14 @@ def test_the_stop_token_is_labelled_once_where_f_keeps_everything(kind):
     assert shares[last].mean().item() == pytest.approx(e, abs=0.01)
 
 
+def test_a_label_is_drawn_without_regard_to_the_token():
+    """Of one sample each, it is the token itself as often as chance has it."""
+    items = practice(uniform_teacher(), TOKENIZER, context(identity), 1500, PracticeSettings(label_samples=1, max_new_tokens=120), seed=3)
+    assert len(items.labels.ids.values) == len(items.answers.values) > 10_000
+    same = (items.labels.ids.values == items.answers.values).float().mean().item()
+    assert same == pytest.approx(1 / VOCABULARY, abs=0.01)
+
+
 def test_a_completion_cut_at_its_longest_does_not_teach_to_stop():
     teacher = tiny_t5(VOCABULARY, seed=4, initializer_factor=1.5)
     items = practice(teacher, TOKENIZER, context(identity), 200, PracticeSettings(max_new_tokens=5), seed=1)

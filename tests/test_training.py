@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from helpers import tiny_decoder, tiny_t5
 from safetensors.torch import load_file
 
-from minicd.labels import Examples
+from minicd.labels import Examples, SoftLabels
 from minicd.losses import LOSSES, empirical
 from minicd.runtime.muon import Muon
 from minicd.training import CHECK_EVERY, Epochs, FitSettings, Run, fit, learning_rate, length_buckets
@@ -247,15 +248,18 @@ def test_weights_that_are_not_finite_are_told_without_a_checkpoint_too():
 def test_a_checkpoint_is_of_these_examples_and_of_this_loss(tmp_path, monkeypatch):
     path = tmp_path / "progress.safetensors"
 
-    def begun(seed: int, loss: str = "empirical") -> None:
-        fit(starting_model(), Epochs(toy_examples(seed=seed), 8, 1, seed=0), settings(loss=loss), checkpoint=path)
-    begun(0)
-    begun(0)
-    with pytest.raises(ValueError, match="belongs to a run with other settings, data or loss"):
-        begun(1)
+    def begun(examples: Examples, loss: str = "empirical") -> None:
+        fit(starting_model(), Epochs(examples, 8, 1, seed=0), settings(loss=loss), checkpoint=path)
+    examples = toy_examples()
+    begun(examples)
+    begun(examples)
+    soft = SoftLabels.sample(torch.zeros(len(examples.answers.values), 16), 20, torch.Generator().manual_seed(0))
+    for others in (toy_examples(seed=1), replace(examples, labels=soft)):
+        with pytest.raises(ValueError, match="belongs to a run with other settings, data or loss"):
+            begun(others)
     monkeypatch.setitem(LOSSES, "empirical", lambda logits, labels: 2 * empirical(logits, labels))
     with pytest.raises(ValueError, match="belongs to a run with other settings, data or loss"):
-        begun(0)
+        begun(examples)
 
 
 def test_history_is_a_mean_over_tokens():
@@ -452,14 +456,17 @@ def test_a_token_weighs_the_same_in_every_batch():
     batches = Epochs(examples, 8, 1, 0)
     assert batches.tokens_per_batch == 8 * (2 + 10) / 2
     model = tiny_t5(16)
-    run = Run(model, FitSettings(lr=0.0, precision="fp32"), 2, 0, None, batches.tokens_per_batch)
-    losses = []
+    run = Run(model, FitSettings(precision="fp32"), 2, 0, None, batches.tokens_per_batch)
+    run.optimise = lambda: None  # so that the gradients stay to be seen
     for step in range(2):
         prompts, labels = batches[step]
-        with torch.no_grad():
-            per_token = empirical(model(prompts, labels.tokens), labels)
-        grown, tokens = run.update(*batches[step]).tolist()
-        assert (grown, tokens) == pytest.approx((per_token[labels.mask].sum().item(), labels.mask.sum().item()), rel=1e-5)
+        total = empirical(model(prompts, labels.tokens), labels)[labels.mask].sum()
+        expected = torch.autograd.grad(total / batches.tokens_per_batch, list(model.parameters()), allow_unused=True)
+        model.zero_grad(set_to_none=True)
+        grown, tokens = run.update(prompts, labels).tolist()
+        assert (grown, tokens) == pytest.approx((total.item(), labels.mask.sum().item()), rel=1e-5)
+        for parameter, gradient in zip(model.parameters(), expected):
+            assert gradient is None or torch.allclose(parameter.grad, gradient, rtol=1e-4, atol=1e-7)
 
 
 def test_the_default_loss_is_the_papers():
