@@ -141,7 +141,8 @@ class Sql(SqlExperiment):
     def descend(self, database: QueriedDatabase, n: int, lr: float) -> dict[str, dict[str, float]]:
         """Scores of the best and of the last epoch. All examples are one batch, the rate is constant.
 
-        The best one is chosen on the test questions, as in the paper: an advantage for the baseline.
+        The best one is chosen on the test questions, as in the paper, and for each database by itself: an
+        advantage for the baseline.
         """
         s, model, examples = self.settings, deepcopy(self.base), self.drawn(database)[0][:n]
         prompts = self.tokenizer.encode_all([database.prompt()(example.question) for example in examples])

@@ -1,4 +1,4 @@
-"""More examples than the window holds are internalised (hypothesis 5; paper, section 3.3, "long contexts").
+"""More examples than the window holds are internalised (hypothesis 5; paper, section 3.2, "long contexts").
 
 No prompt may have more than 4 of a database's 8 examples. The teacher's prompts are 8 random fours of them,
 whose probabilities are averaged; the student sees the first four, too. And what the choice of round costs:

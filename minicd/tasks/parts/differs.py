@@ -7,15 +7,15 @@ ADDITION = """
   of that text has the form of the teacher's scratchpad, with made-up operations, so that 499 labels say
   little about how many are needed in general.
 * **The student's loss** is the paper's 100-sample soft label; the authors' code seems to have used the
-  sampled answer as a hard label in this experiment. `--loss hard` does that, and the table shows both.
+  sampled answer as a hard label in this experiment. `--loss hard` does that, and `--all-rows` shows both.
 * **Practice questions** are drawn with repeats, lengths uniform: unique questions would leave hardly any
-  short ones, and the student learns long additions from short ones. There are 60,000 instead of 10,000, for
-  a student that is a hundredth of the paper's in size.
-* **Training**: Muon for the matrices inside the layers and AdamW for the rest, with warm-up and a late
-  decay; the paper has AdamW with a constant rate (`--scale paper`). The teacher has 80 epochs in batches of
-  32 with dropout 0.1 and the baselines 50, instead of 1,000 in batches of 8: on validation questions, 100
-  were no better for the baselines ([LOG.md](LOG.md)). A token's loss is divided by the mean number of answer
-  tokens a batch, so that it weighs the same in batches of short and of long answers.
+  short ones, and the student learns long additions from short ones. At pocket scale there are 60,000, for a
+  student that is a hundredth of the paper's in size; the authors' code has 10,000.
+* **Training** at pocket scale: Muon for the matrices inside the layers and AdamW for the rest, with warm-up
+  and a late decay; the paper has AdamW with a constant rate (`--scale paper`). The teacher has 80 epochs in
+  batches of 32 with dropout 0.1 and the baselines 50, instead of 1,000 in batches of 8: on validation
+  questions, 100 were no better for the baselines ([LOG.md](LOG.md)). A token's loss is divided by the mean
+  number of answer tokens a batch, so that it weighs the same in batches of short and of long answers.
 * **The baselines** get much further in the paper and at `--scale smollm2`: a pretrained model makes something
   of 499 direct answers, the small model memorises them (`final_losses` in the record).
 * **Scratchpad**: one step a column; `--scratchpad nye` is the paper's. In ours, the `#` around the answer
@@ -23,10 +23,11 @@ ADDITION = """
 * **The stop token** after f(y) is a hard label: f cuts it off, and the student must learn to stop.
 * **Splits** are decided by a hash of the question, so no question is ever in two of them.
 * **±** is over practice and training: the base and the test questions are the same for all seeds.
-* **At `--scale smollm2`** the base is a pretrained decoder of 135 million parameters, and the budget the
-  paper's: 499 scratchpads, one line a column, and 10,000 practice questions. AdamW, with warm-up and a late
-  decay: the teacher 12 passes in batches of 16 at 3e-4, the student 4 in batches of 32 at 5e-4, chosen on
-  validation questions; the baselines 12 passes like the teacher, to the end of their curves. Rows that are
+* **At `--scale smollm2`** the base is SmolLM2-135M-Instruct, whose weights come from a file of 4 bits each (8
+  in the embedding), and which is used without its chat format. The budget is that of the authors' code: 499
+  scratchpads (the paper says 500), one line a column, and 10,000 practice questions. AdamW, with warm-up and
+  a late decay: the teacher 12 passes in batches of 16 at 3e-4, the student 4 in batches of 32 at 5e-4, chosen
+  on validation questions; the baselines 12 passes like the teacher, to the end of their curves. Rows that are
   missing from a record have not been run.
 """
 
@@ -38,29 +39,30 @@ CURVES = """
 """
 
 BASE = """
-* **The instruction-tuned teacher** is 17,000 times smaller than the paper's and knows 361 words. Its tuning
+* **The instruction-tuned teacher** is 16,000 times smaller than the paper's and knows 361 words. Its tuning
   begins with definitions alone and brings examples in the last half, since nothing was learnt from all at
   once ([LOG.md](LOG.md)); it goes on from `data/pocket`, so that copying need not be learnt anew. An eighth
   of the last half has no instruction.
-* **The base of questions about databases** is a decoder that knows 250 words. It was trained on
+* **The base of questions about databases** is a decoder that knows 229 words. It was trained on
   nothing but repeated blocks and generated databases, which grow with what it has learnt: the figures are of
   other databases, with 0 to 8 examples in the prompt.
 """
 
 INSTRUCTIONS = """
-* **The teacher** is the pocket base, see below; 100 instances of each task are tested, the same for all
-  seeds.
+* **The teacher** at pocket scale is the pocket base, see below; 100 instances of each task are tested, the
+  same for all seeds.
 * **Inputs** that the model does not finish within `--max-input-tokens` are not used, and neither are test
   inputs.
-* **Distilling** takes 2,048 practice inputs a task and 3 epochs at lr 1e-3, chosen on instances that are
-  neither practised nor tested, instead of 4,096, 1 and 1e-5 (`--scale paper`).
-* **At `--scale smollm2`** the teacher is a plain language model of 135 million parameters: its answers end
-  with the line, and the student's bare input is followed by a line "Output:", which tells it where the input
-  ends. Its inputs are written at temperature 0.8, from the examples of the task file; near copies of these
-  and of test inputs are not used. Tasks with fewer than 50 instances besides the tested ones, and with inputs
-  of mostly more than 128 words, are left out. Distilling takes 240 inputs a task and 3 epochs in batches of
-  16 at lr 1e-4. On three of the ten tasks (1388, 242, 738) the teacher and its students all have the score of
-  one fixed answer, 40 or 50 %, and on one (190) next to none: this model does not do those.
+* **Distilling** at pocket scale takes 2,048 practice inputs a task and 3 epochs at lr 1e-3, chosen on
+  instances that are neither practised nor tested, instead of 4,096, 1 and 1e-5 (`--scale paper`).
+* **At `--scale smollm2`** the teacher is SmolLM2-135M-Instruct as a plain language model, without its chat
+  format: its answers end with the line, and the student's bare input is followed by a line "Output:", which
+  tells it where the input ends. Its inputs are written at temperature 0.8, from the examples of the task
+  file; near copies of these and of test inputs are not used. Tasks with fewer than 50 instances besides the
+  tested ones, and with inputs of mostly more than 128 words, are left out. Distilling takes 240 inputs a task
+  and 3 epochs in batches of 16 at lr 1e-4. On three of the ten tasks (1388, 242, 738) the teacher and its
+  students all have the score of one fixed answer, 40 or 50 %, and on one (190) next to none: this model does
+  not do those.
 """
 
 EXPLANATIONS = """
@@ -83,8 +85,8 @@ TASK_IDS = """
 """
 
 FACTS = """
-* **The model** is SmolLM2 with 135 million parameters, a plain language model, which goes on after a prompt
-  that ends before the object. The paper's has 11 billion and follows instructions.
+* **The model** is SmolLM2-135M-Instruct as a plain language model, without its chat format: it goes on after
+  a prompt that ends before the object. The paper's has 11 billion parameters and is asked in instructions.
 * **The edits** are our own in CounterFact's file format, in `data/facts`: of CounterFact's 34 relations,
   32; capitals and twin cities have no five subjects with the same object, so authors and currencies stand
   for them. Only facts that the model knows are edited: it has to prefer the true object. `--data
@@ -105,9 +107,10 @@ FACTS = """
 """
 
 CONTROL = """
-* **The model** is a plain language model of 135 million parameters; the teacher's prompt shows it examples
-  of reviews that change their mind, where the paper's instruction sufficed for TK-Instruct. It is chosen from
-  six on validation beginnings. Completions have at most 40 tokens and are sampled at temperature 1.
+* **The model** is SmolLM2-135M-Instruct as a plain language model, without its chat format; the teacher's
+  prompt shows it examples of reviews that change their mind, where the paper's instruction sufficed for
+  TK-Instruct. It is chosen from six on validation beginnings. Completions have at most 40 tokens and are
+  sampled at temperature 1.
 * **Both directions**: the paper has good endings of bad beginnings only.
 * **Beginnings** are written by the model after two dozen of ours, about films, books, food and things,
   instead of IMDB's film reviews; with `--data`, first halves of real sentences are a second test
@@ -123,13 +126,13 @@ CONTROL = """
 """
 
 TRANSFER = """
-* **The model** is SmolLM2 with 135 million parameters instead of TK-Instruct with 11 billion. The student
+* **The model** is SmolLM2-135M-Instruct instead of TK-Instruct with 11 billion parameters. The student
   starts from the teacher, which has seen instruction items and scratchpads; the paper's starts from the model
   as it was (`--start base`).
 * **Instruction items**: definition, 2 positive examples and the item's own answer, as in the paper. The
   teacher has up to 2,000, each once, beside twelve passes over its 499 scratchpads (paper: 4,096 beside 500,
   32 passes over both); the student up to 2,000 beside 10,000 practice answers, 3 passes (paper: 65,536). The
-  published run has half of the student's.
+  published run has half of the student's, and its minutes lack those of processes that were killed.
   Items of more than 256 tokens, of the category Mathematics, and with five words in a row as in a word
   problem are left out. Without `--data` they are the pocket world's.
 * **Rouge-L** is the mean over the test tasks, with the first 100 instances of each (50 in the published run);
@@ -148,15 +151,15 @@ SQL = """
   The databases of the experiment were never in it; a hash of their content keeps them apart.
 * **The databases** are generated, too: what a question means depends on words and on a condition that are a
   database's own, and only examples tell. Questions are from a dozen templates, queries have one table.
-* **A student for each database**, on 300 unlabelled questions of it, 6 epochs, AdamW at 1e-3, instead of two
-  epochs at 1e-4. The examples and the unlabelled questions are drawn anew for each seed; the first third of
-  a database's questions is for tests and the same for all.
+* **A student for each database**, on 300 unlabelled questions of it, 6 epochs, AdamW at 1e-3, instead of one
+  epoch of 4,096 at 1e-4. The examples and the unlabelled questions are drawn anew for each seed; the first
+  third of a database's questions is for tests and the same for all.
 * **Gradient descent** starts from the same base with the same optimiser, on one batch of all examples for 25
   epochs at a constant rate. The best of five rates is taken, chosen on four other databases, one for the best
-  epoch and one for the last. The best epoch is chosen on the test questions, as in the paper, which favours
-  the baseline.
+  epoch and one for the last. The best epoch is chosen on the test questions, as in the paper, but here for
+  each database by itself (the paper: one epoch for all, at 1e-5): both favour the baseline.
 * **The right result** is not the paper's measure: exact set match does not look at values, the results do.
-* At `--scale spider`, SmolLM2-135M is first tuned on 1,500 questions of the other databases with none to
+* At `--scale spider`, SmolLM2-135M is first tuned on 1,000 questions of the other databases with none to
   eight examples in the prompt, since by itself it writes almost no right query. These databases also choose
   the rates of gradient descent. SPIDER's files hold no rows, so only exact set match can be measured.
 """

@@ -40,7 +40,7 @@ class SqlTaskSettings(TaskSettings):
 TUNED_AT_ONCE = 2  # rows whose activations are in memory together: they are long, and share no schema
 SPIDER = dict(scale="spider", model="data/smollm2", data="data/spider", plain=True, databases=8,
               practice_inputs=120, chunk=60, epochs=3.0, lr=1e-4, batch_size=16, max_new_tokens=64,
-              micro_batch=16, test_instances=25, tuning_items=1500, save_every=300.0)
+              micro_batch=16, test_instances=25, tuning_items=1000, save_every=300.0)
 
 
 class SqlExperiment(TaskExperiment):
