@@ -96,8 +96,8 @@ FACTS = """
 * **The teacher's prompt** has the new fact and, if that is best on other edits, that nothing else changes,
   true sentences on other subjects, and explanations. By rule: GPT-3 wrote the paper's demonstrations.
 * **Inputs**: prompts by templates, one half on the edited subject, a quarter on other subjects of its
-  relation, a quarter of other relations; no tested prompt is among them, nor a tested one's subject in the
-  same relation. (In another relation it may be: a birthplace where a place of death is tested.)
+  relation, a quarter of other relations; no tested prompt is among them, nor a tested one's subject. (In
+  the published run it could be in another relation: a birthplace where a place of death was tested.)
   In the second variant the model writes questions about the new fact and about other facts, and practises
   its answers. The paper's model wrote its inputs, too.
 * **Distilling** takes 96 inputs an edit and 8 tokens of each completion, 3 epochs in batches of 16; the

@@ -99,22 +99,21 @@ def one_of_each_relation(facts: list[Fact], most: int) -> list[Fact]:
 
 @dataclass(frozen=True)
 class Relation:
-    """Wordings that no test has, with {} for the subject, and subjects of none of its tests, with objects."""
+    """Wordings that no test has, with {} for the subject, and subjects that no test has, with objects."""
 
     prompts: tuple[str, ...]
     subjects: dict[str, str]
 
 
 def load_relations(path: Path, tested: list[Fact]) -> dict[str, Relation]:
-    """Relation id → what practice may say, without subjects that a prompt on one of the tested facts names.
+    """Relation id → what practice may say, without subjects that a prompt on any of the tested facts names.
 
     Raises ValueError where the file is unusable.
     """
     data = read_json(path, "is no file of relations")
     try:
         check(isinstance(data, dict), "a file of relations is an object: relation id → prompts, subjects")
-        return {name: read_relation(item, name, [fact for fact in tested if fact.relation == name])
-                for name, item in data.items()}
+        return {name: read_relation(item, name, tested) for name, item in data.items()}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
