@@ -6,6 +6,7 @@ import shutil
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Iterator
 
 import numpy as np
@@ -22,7 +23,7 @@ from minicd.metrics import correlation, exact_match
 from minicd.runtime.files import atomic_json
 from minicd.tasks.folder import RunFolder
 from minicd.tasks.record import make_record, mean_of, runs_to_join, spread
-from minicd.tasks.report import against_paper, columns, fill_regions, minutes_line, pm, rebuild, results_page, seeds_of, table
+from minicd.tasks.report import against_paper, bullet, columns, fill_regions, minutes_line, pm, rebuild, results_page, seeds_of, table
 from minicd.tasks.run import Experiment, Stage, shortened, train
 from minicd.tasks.settings import DistillSettings, RunSettings, changes, option
 from minicd.tokenizer import word_tokenizer
@@ -515,3 +516,12 @@ def test_a_record_has_the_ends_of_long_texts():
     assert len(lines) == 12 + 15 + 12 and [line.startswith("  title") for line in lines].count(True) == 3
     assert lines[1:6] + lines[7:12] == [*map(str, range(1, 6)), *map(str, range(45, 50))]
     assert "[39 lines left out]" in lines[6] and "[39 lines left out]" in lines[33]
+
+
+def test_a_line_of_readme_holds_all_records_of_an_experiment():
+    kind = SimpleNamespace(TITLE="Sums (table 9)", SCALES={"pocket": {}, "big": {}}, headline=lambda record: record["line"])
+    small, big, silent = ({"scale": scale, "seeds": seeds, "line": line} for scale, seeds, line in (
+        ("pocket", [0, 1], "up"), ("big", [0], "down"), ("big", [0], "")))
+    assert bullet("sums", kind, [small, big]) == "* **Sums**, `--task sums`: up; `--scale big`, one seed: down"
+    assert bullet("sums", kind, [big]) == "* **Sums**, `--task sums --scale big`, one seed: down"
+    assert bullet("sums", kind, [silent]) == bullet("sums", kind, []) == ""

@@ -199,13 +199,18 @@ def records_for(kind: Any, paths: list[Path]) -> list[Record]:
     return [shown_record(path, checked) for path in paths if path.exists()]
 
 
-def bullet(name: str, kind: Any, record: Record) -> str:
-    """A record in a line of README, where its experiment has one."""
-    line, scale = kind.headline(record), record["scale"]
-    how = "" if scale == next(iter(kind.SCALES)) else f" --scale {scale}"
-    seed = ", one seed" if len(record["seeds"]) == 1 else ""
-    title = kind.TITLE.split(" (")[0]
-    return f"* **{title}**, `--task {name}{how}`{seed}: {line}" if line else ""
+def bullet(name: str, kind: Any, records: list[Record]) -> str:
+    """The records of an experiment in a line of README, where it has one."""
+    parts = []
+    for record in records:
+        line, how = kind.headline(record), f"--scale {record['scale']}"
+        if record["scale"] == next(iter(kind.SCALES)):
+            how = f"--task {name}"
+        elif not parts:
+            how = f"--task {name} {how}"
+        seed = ", one seed" if len(record["seeds"]) == 1 else ""
+        parts += [f"`{how}`{seed}: {line}"] * bool(line)
+    return f"* **{kind.TITLE.split(' (')[0]}**, {'; '.join(parts)}" if parts else ""
 
 
 def rebuild(root: Path, tasks: dict[str, Any], bench: dict[str, tuple[str, Callable[[Record], str]]]) -> None:
@@ -219,6 +224,6 @@ def rebuild(root: Path, tasks: dict[str, Any], bench: dict[str, tuple[str, Calla
     for name, kind in tasks.items():
         records = records_for(kind, [results / f"{name}-{scale}.json" for scale in kind.RECORDS])
         regions[name] = kind.front(records) if records else ""
-        bullets += [] if regions[name] else filter(None, (bullet(name, kind, record) for record in records))
+        bullets += [] if regions[name] else filter(None, [bullet(name, kind, records)])
     regions["others"] = "\n".join(bullets)
     atomic_bytes(readme, fill_regions(readme.read_text(encoding="utf-8"), regions).encode())

@@ -213,9 +213,12 @@ class Sql(SqlExperiment):
     def headline(cls, record: Record) -> str:
         metrics = record["metrics"]
         row = "after" if "after_4" in metrics else "written"
-        after, teacher, best = (pm(metrics[f"{name}_4"]) for name in (row, "teacher", "best"))
-        return (f"exact set match {after} % after distilling 4 examples, {teacher} in the prompt, "
-                f"{best} at gradient descent's best epoch (paper: 22.1, 27.7, 13.4)")
+        rows = (row, "teacher", "before", "best")
+        after, teacher, before, best = (pm(metrics[f"{name}_4"]) for name in rows)
+        if record["scale"] == "spider":
+            return f"{after} % after, {teacher} in the prompt, {before} before, {best} by gradient descent"
+        return (f"exact set match {after} % after distilling 4 examples, {teacher} in the prompt, {before} "
+                f"before, {best} by gradient descent (paper: 22.1, 27.7, 0.3, 13.4)")
 
 
 def leads_line(record: Record) -> str:

@@ -139,4 +139,4 @@ class LongSql(SqlExperiment):
     def headline(cls, record: Record) -> str:
         after, before = (pm(record["metrics"][name]) for name in ("after", "before"))
         return (f"exact set match {before} % with four examples in the prompt, {after} after distilling "
-                f"eight, p = {record['gain']['p_value']:.4f} over databases (paper: after > before)")
+                f"eight, p = {record['gain']['p_value']:.4f} over databases")
