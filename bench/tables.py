@@ -27,8 +27,9 @@ def sampling_table(record: Record) -> str:
 
 
 def speeds(row: Record) -> list[str]:
-    """Medians of both sides, and ours ÷ theirs."""
-    return [*(f"{row['median'][side]:,.0f}" for side in SIDES), f"{row['ratio']:.2f}"]
+    """Medians of both sides, small ones with a digit more, and ours ÷ theirs."""
+    medians = [row["median"][side] for side in SIDES]
+    return [*(f"{x:,.{int(min(medians) < 10)}f}" for x in medians), f"{row['ratio']:.2f}"]
 
 
 def lengths(row: Record) -> str:
