@@ -24,7 +24,7 @@ class Flags:
 
     task: str = option("addition", f"the experiment: {', '.join(TASKS)}; with --help, its settings too")
     model: str = option("", "folder (or hub id) of the checkpoint; to --ask, a run folder for all students")
-    ask: str | None = option(None, 'answer one question, for example "12345678 + 87654321", or a prompt; '
+    ask: str | None = option(None, 'answer one question, for example "31415926 + 27182818", or a prompt; '
                              "the base of the run answers, too")
     device: str = option("auto", "cpu, cuda, or auto: cuda where there is one")
     report: bool = option(False, "rebuild results/README.md and the tables of README.md from results/*.json")

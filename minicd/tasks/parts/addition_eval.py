@@ -74,7 +74,7 @@ def ask(model: nn.Module, tokenizer: TextTokenizer, question: str, settings: Add
     sides = [side.strip() for side in question.split("+")]
     if len(sides) != 2 or not all(side.isascii() and side.isdigit() for side in sides):
         raise ValueError(f"--ask {question!r}: ask for the sum of two numbers, "
-                         "for example '12345678 + 87654321'")
+                         "for example '31415926 + 27182818'")
     spaced = " + ".join(" ".join(side) for side in sides)
     form = FORMS[settings.scratchpad or "compact"]
     prompt = (form.teacher if settings.step_by_step else form.student)(spaced)
