@@ -37,7 +37,7 @@ class SqlTaskSettings(TaskSettings):
     tuning_epochs: float = option(2.0, "passes over these", least=1e-3, most=1e6)
 
 
-TUNED_AT_ONCE = 2  # rows whose activations are in memory together: they are long, and share no schema
+TUNED_AT_ONCE = 2  # at most, rows in memory together while tuning: they are long, and share no schema
 SPIDER = dict(scale="spider", model="data/smollm2", data="data/spider", plain=True, databases=8,
               practice_inputs=120, chunk=60, epochs=3.0, lr=1e-4, batch_size=16, max_new_tokens=64,
               micro_batch=16, test_instances=25, tuning_items=1000, save_every=300.0)
@@ -100,9 +100,9 @@ class SqlExperiment(TaskExperiment):
             prompts.append(database.prompt(shown)(last.question))
             answers.append(self.answer(last))
         examples = Examples.hard(self.tokenizer.encode_all(prompts), self.tokenizer.encode_answers(answers))
-        settings = self.settings.fit_settings(loss="hard", micro_batch=TUNED_AT_ONCE)
-        return self.fit_copy(self.loaded[0], examples, settings,
-                             self.settings.tuning_epochs, "tuned")
+        rows = min(self.settings.micro_batch or TUNED_AT_ONCE, TUNED_AT_ONCE)
+        settings = self.settings.fit_settings(loss="hard", micro_batch=rows)
+        return self.fit_copy(self.loaded[0], examples, settings, self.settings.tuning_epochs, "tuned")
 
     def answer(self, question: Question) -> str:
         """As in the prompt. A plain model's tokens begin with a space, and the line ends with a semicolon."""
