@@ -99,10 +99,11 @@ def length_buckets(examples: Examples, batch_size: int, generator: torch.Generat
     """The rows in random order, in batches [batch_size] of similar length; an incomplete one is dropped.
 
     Rows are sorted among `window` batches only: this saves most padding, yet batches stay random.
+    What a row costs grows with its prompt as with its answer, so both count alike.
     """
     order = torch.randperm(len(examples), generator=generator)
     order = order[: len(order) - len(order) % batch_size]
-    size = examples.answers.lengths * 1000 + examples.prompts.lengths
+    size = (examples.prompts.lengths + examples.answers.lengths) * 1000 + examples.answers.lengths
     groups = [rows[size[rows].argsort(stable=True)] for rows in order.split(window * batch_size)]
     batches = torch.cat(groups).view(-1, batch_size)
     return list(batches[torch.randperm(len(batches), generator=generator)])

@@ -402,6 +402,14 @@ def test_length_buckets_hold_similar_lengths():
     assert sum(spread) / len(spread) < 0.5  # random batches of 8 of these lengths would have about 3.6
 
 
+def test_long_prompts_meet_no_short_ones_because_their_answers_are_as_long():
+    """Short prompts with answers of 5 tokens, long ones with answers of 4 to 6: at most one batch has both."""
+    prompts = [[2] * (10 if i % 2 else 100) for i in range(128)]
+    examples = Examples.hard(prompts, [[2] * (5 if i % 2 else 4 + i % 3) for i in range(128)])
+    batches = length_buckets(examples, 8, torch.Generator().manual_seed(0))
+    assert sum(len(examples.prompts.lengths[batch].unique()) > 1 for batch in batches) <= 1
+
+
 def test_no_kind_of_row_is_left_out_more_often():
     """43 rows in batches of 8 leave 3 out each time: long ones no more often than short ones."""
     lengths, left_out = toy_examples(43).answers.lengths, collections.Counter()
