@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .layers import Embedding, KVCache, RMSNorm, attend, decoding_layout
 from .runtime.fused import Rotation
+from .runtime.lean import READ_AT_ONCE
 
 SHARED_FROM = 16  # common tokens of all prompts from which it pays to read them once
 SAVED_FROM = 200  # tokens not read again, of all rows together, from which it pays in training
@@ -239,7 +240,7 @@ class Decoder(nn.Module):
         prefix, prompts = self.read_prefix(prompts)
         prompts, padding = left_pad(prompts)
         tokens = torch.cat([prompts, answers[:, :-1]], dim=1)
-        x = self.run(tokens, padding, lambda layer, k, v: (k, v), prefix)
+        x = self.run(tokens, padding, lambda rows, layer, k, v: (k, v), prefix)
         return self.head(x[:, prompts.shape[1] - 1 :])
 
     def check_length(self, prompts: Tensor, answers: Tensor) -> None:
@@ -261,7 +262,7 @@ class Decoder(nn.Module):
         if learns and length * (len(prompts) - 1) < SAVED_FROM:
             length = 0
         if length:
-            def store(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+            def store(rows: slice, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
                 prefix.layers[layer] = (k, v) if learns else decoding_layout((k, v))
                 return k, v
             self.run(prompts[:1, :length], prompts.new_zeros(1), store, Prefix())
@@ -269,7 +270,19 @@ class Decoder(nn.Module):
         return prefix, prompts[:, length:]
 
     def run(self, tokens: Tensor, padding: Tensor, store, prefix: Prefix) -> Tensor:
-        """All tokens [B, L] at once, with left padding [B] → states [B, L, width] before the last norm."""
+        """All tokens [B, L], with left padding [B] → states [B, L, width] before the last norm.
+
+        `store`: as that of attention, after the slice of rows and the number of the layer.
+        """
+        size = max(1, READ_AT_ONCE // tokens.shape[1])
+        if torch.is_grad_enabled() or tokens.is_cuda or size >= len(tokens):
+            return self.run_rows(tokens, padding, partial(store, slice(None)), prefix)
+        parts = [slice(first, first + size) for first in range(0, len(tokens), size)]
+        return torch.cat([self.run_rows(tokens[rows], padding[rows], partial(store, rows), prefix)
+                          for rows in parts])
+
+    def run_rows(self, tokens: Tensor, padding: Tensor, store, prefix: Prefix) -> Tensor:
+        """`run` of rows that are read together."""
         slots = torch.arange(tokens.shape[1], device=tokens.device)
         visible = (slots[None, :] <= slots[:, None]) & (slots >= padding[:, None])[:, None, None]
         itself = torch.eye(len(slots), dtype=torch.bool, device=tokens.device)
@@ -311,8 +324,8 @@ class Decoder(nn.Module):
             like = like.to(torch.get_autocast_dtype(like.device.type))
         cache = Cache(len(self.blocks), like, prompts.shape[1] + max_new_tokens, padding, prefix)
 
-        def store(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-            cache.fill(layer, k, v)
+        def store(rows: slice, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+            cache.fill(rows, layer, k, v)
             return k, v
 
         logits = self.head(self.run(prompts, padding, store, prefix)[:, -1])

@@ -110,10 +110,10 @@ class KVCache:
         self.position, self.length = 0, length
         self.cache_position: Tensor | None = None  # [1]
 
-    def fill(self, layer: int, k: Tensor, v: Tensor) -> None:
-        """Put the keys and values of a whole prompt at the beginning."""
-        keys, values = self.memory[layer]
-        keys[:, :, : k.shape[2]], values[:, :, : k.shape[2]] = k, v
+    def fill(self, rows: slice, layer: int, k: Tensor, v: Tensor) -> None:
+        """Put the keys and values of these rows' whole prompts at the beginning."""
+        for memory, new in zip(self.memory[layer], (k, v)):
+            memory[rows, :, : new.shape[2]] = new
 
     def store(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write one step's keys and values [B, heads, 1, d]; returns those to attend to."""

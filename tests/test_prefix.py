@@ -143,3 +143,21 @@ def test_attention_with_a_prefix_is_attention_to_both(heads, kv_heads, queries):
     both = [torch.cat([first.expand(3, -1, -1, -1), own], 2) for first, own in ((prefix_k, k), (prefix_v, v))]
     wanted = attend(q, *both, torch.nn.functional.pad(bias, (6, 0)), 0.3)
     assert torch.allclose(found, wanted, atol=1e-12)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_rows_read_a_few_at_a_time_are_the_rows_read_together(model, shared, monkeypatch):
+    rows = prompts(model) if shared else [[5, 6, 7], [8], [9, 10, 11, 12, 13], [14, 5], [6]]
+    answers = [[5, 6, 7], [8], [9, 10, 11, 12], [5, 5], [7]][: len(rows)]
+    together = generate(model, rows, 8, temperature=0), score(model, rows, answers)
+    reads, real = [], Decoder.run_rows
+
+    def run_rows(model, tokens, *how):
+        reads.append(len(tokens))
+        return real(model, tokens, *how)
+    monkeypatch.setattr(Decoder, "run_rows", run_rows)
+    monkeypatch.setattr(decoder, "READ_AT_ONCE", 2 * (6 if shared else 5))  # two rows of a prompt
+    assert generate(model, rows, 8, temperature=0) == together[0]
+    assert reads == ([1, 2, 2] if shared else [2, 2, 1])
+    for one, other in zip(score(model, rows, answers), together[1]):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from .device import in_bf16
-from .lean import LOGITS_AT_ONCE, PART
+from .lean import LOGITS_AT_ONCE, PART, READ_AT_ONCE
 
 COPIES = {"empirical": 1, "hard": 1, "topk": 4, "exact": 6, "reverse": 6, "jsd": 10}  # of the logits, by loss
 TOP_COPIES = 4  # at most, where labels do not name the whole vocabulary
@@ -150,7 +150,10 @@ def practising(model: nn.Module, batch: Batch, settings: Any, items: int, device
     number = 4 if device.type == "cpu" else wide  # of a cached one
     kv_heads, layers = getattr(c, "num_kv_heads", c.num_heads), getattr(c, "num_decoder_layers", c.num_layers)
     cache = number * layers * rows * (prompt + answer) * 2 * kv_heads * c.d_kv
-    reading = block_bytes(c, rows * prompt, prompt, wide) + 5 * rows * prompt**2
+    parts = device.type == "cpu" and not is_t5(c)  # of rows that are read together
+    read = min(rows, max(1, READ_AT_ONCE // prompt)) if parts else rows
+    reading = block_bytes(c, read * prompt, prompt, wide) + 5 * read * prompt**2
+    reading += 4 * rows * prompt * c.d_model * 2 * (read < rows)  # what was read, joined
     writing = cache * LEAVING + 12 * rows * c.vocab_size  # logits, probabilities and their sums
     sampled, top = 4 * (1 + settings.label_samples), 12 * settings.label_top
     kept = chunk * answer * {"sampled": sampled, "top": top, "exact": 8 * c.vocab_size}[settings.labels]
