@@ -75,6 +75,8 @@ class TransferSettings(DistillSettings):
     test_instances: int = option(TEST, "of each test task", least=1, most=TEST, unit="instances")
     test_tasks: int | None = option(None, "only so many test tasks, the first by name; all unless told "
                                     "otherwise", least=1, unit="tasks")
+    micro_batch: int = option(8, "rows of a batch whose activations are in memory together; 0: all; on the "
+                              "CPU, few rows of long items are faster, too", least=0)
     test_problems: int = option(COUNTS["test"], "word problems; no more choose their prompt", least=1,
                                 most=COUNTS["test"], unit="problems")
     reuse: str = option("", "run folder to take the teacher and its practice from, where they would be the "

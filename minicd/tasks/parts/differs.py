@@ -132,11 +132,13 @@ TRANSFER = """
 * **Instruction items**: definition, 2 positive examples and the item's own answer, as in the paper. The
   teacher has up to 2,000, each once, beside twelve passes over its 499 scratchpads (paper: 4,096 beside 500,
   32 passes over both); the student up to 2,000 beside 10,000 practice answers, 3 passes (paper: 65,536). The
-  published run has half of the student's, and its minutes lack those of processes that were killed.
+  published run has half of the practice answers, and the student's items have the teacher's own answers as
+  soft labels (`--item-answers teacher`): the 28 training tasks at hand are few, and a student that
+  learnt their true answers forgot more of the other tasks (results/LOG.md).
   Items of more than 256 tokens, of the category Mathematics, and with five words in a row as in a word
   problem are left out. Without `--data` they are the pocket world's.
-* **Rouge-L** is the mean over the test tasks, with the first 100 instances of each (50 in the published run);
-  answers end with their line.
+* **Rouge-L** is the mean over the test tasks, with the first 100 instances of each; answers end with
+  their line.
 * **Word problems** are our own: 200 from 15 templates. The first number of an answer counts. Their prompt,
   with or without two worked problems, is the one under which the student before solves most of 98 other
   problems from other templates. Operands have equal lengths of one to three digits, as in practice; nobody
