@@ -272,6 +272,7 @@ class Decoder(nn.Module):
     def run(self, tokens: Tensor, padding: Tensor, store, prefix: Prefix) -> Tensor:
         """All tokens [B, L], with left padding [B] → states [B, L, width] before the last norm.
 
+        Without gradients the CPU reads a few rows at a time, or its caches would not hold what a layer makes.
         `store`: as that of attention, after the slice of rows and the number of the layer.
         """
         size = max(1, READ_AT_ONCE // tokens.shape[1])
