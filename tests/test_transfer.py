@@ -392,6 +392,13 @@ def test_instruction_items_may_be_answered_by_the_teacher(program, base, data, t
     assert {byte_tokenizer().decode(true.answers[i]) for i in range(4)} != {byte_tokenizer().decode(own.answers[i]) for i in range(4)}
 
 
+def test_few_instruction_items_come_again(tmp_path, monkeypatch):
+    made = experiment(tmp_path, student_items=7)
+    monkeypatch.setattr(made, "items", lambda n, number: [("a b", " c"), ("d", " e f"), ("g", " h")])
+    items = made.student_items()
+    assert [made.tokenizer.decode(items.prompts[i]) for i in range(7)] == ["a b", "d", "g", "a b", "d", "g", "a b"]
+
+
 def check_practice(run: Path) -> None:
     """f has kept the digits between the marks; the student's prompt has no scratchpad."""
     practised, tokenizer = RunFolder(run, torch.device("cpu")).get("practice"), byte_tokenizer()

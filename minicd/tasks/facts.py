@@ -42,7 +42,7 @@ class FactSettings(DistillSettings):
     data: str = option(DATA, "file of the edits, like CounterFact's counterfact.json")
     others: str = option(OTHERS, "file of the edits on which prompt and learning rates are chosen")
     edits: int = option(34, "tested: at most so many, one of each relation", least=1, unit="edits")
-    tuned: int = option(12, "of --others, on which learning rates are tried", least=1, unit="edits")
+    tuned: int = option(6, "of --others, on which learning rates are tried", least=1, unit="edits")
     keep_unknown: bool = option(False, "also edits of facts that the model does not know, as in the paper")
     inputs: str = option("both", "what the student practises on: templates, self-study (questions that the "
                          "model writes), or both, a student for each", choices=STUDENTS)
@@ -52,15 +52,18 @@ class FactSettings(DistillSettings):
                        least=0, most=10)
     descent_lr: float = option(0.0, "the same for gradient descent", least=0, most=10)
     descent_steps: int = option(10, "of gradient descent on the statement", least=1, unit="steps")
-    practice_inputs: int = option(96, "for each edit", least=1, unit="inputs")
+    practice_inputs: int = option(1024, "for each edit that has a student of its own", least=1, unit="inputs")
+    shared_inputs: int = option(96, "for each edit of a student that takes all, at once or one after the "
+                                "other", least=1, unit="inputs")
     max_input_tokens: int = option(32, "longest question that the model may write", least=1, unit="tokens")
     max_new_tokens: int = option(8, "of a completion", least=1, most=4096, unit="tokens")
-    epochs: float = option(3.0, "passes over the practice set", least=1e-3, most=1e6)
+    epochs: float = option(4.0, "passes over the practice set", least=1e-3, most=1e6)
     batch_size: int = option(16, "batch size", least=1)
 
     def rounds(self, lr: float) -> RoundSettings:
+        """Of a student that takes all edits."""
         return RoundSettings(self.practice_settings(self.max_new_tokens), self.fit_settings(lr=lr),
-                             self.practice_inputs, self.epochs, save_every=self.save_every)
+                             self.shared_inputs, self.epochs, save_every=self.save_every)
 
 
 class Facts(Experiment):
@@ -74,7 +77,7 @@ class Facts(Experiment):
     headline = staticmethod(facts_report.headline)
     SCALES = {"smollm2": {}}
     QUICK = dict(edits=2, tuned=2, inputs="templates", shape="demonstrated", lr=1e-4, descent_lr=1e-4,
-                 practice_inputs=48)
+                 practice_inputs=48, shared_inputs=48, epochs=3.0)
     PAPER = {f"{row}_{name}": figure for row, four in TABLE_5.items() for name, figure in zip(SCORES, four)}
 
     def stages(self) -> Iterator[Stage]:
@@ -89,12 +92,12 @@ class Facts(Experiment):
         for i, fact in enumerate(self.others):
             yield Stage(f"tune-{i}", partial(self.tune, fact), ("shapes",))
         chosen = ("shapes", *(f"tune-{i}" for i in range(len(self.others))))
-        for i, fact in enumerate(self.facts):
-            yield Stage(f"edit-{i}", partial(self.edit, fact), chosen, partial(edit_line, fact))
-        yield Stage("student", self.simultaneous, chosen)
+        yield Stage("student", self.simultaneous, chosen)  # the longest way first
         yield Stage("simultaneous", lambda: self.measured(self.folder.get("student")), ("student",))
         yield Stage("half", lambda: self.one_by_one(deepcopy(self.base), self.halves[0]), chosen)
         yield Stage("sequential", self.sequential, ("half",))
+        for i, fact in enumerate(self.facts):
+            yield Stage(f"edit-{i}", partial(self.edit, fact), chosen, partial(edit_line, fact))
 
     # --- which edits ---
 

@@ -235,8 +235,12 @@ class Transfer(Experiment):
                         settings, seed=self.seed, folder=self.folder.path / "practice.parts")
 
     def student_items(self) -> Examples:
-        """The instruction items among the student's: T_t and T_s are the same where the teacher answers."""
-        s, items = self.settings, self.items(self.settings.student_items, 1)
+        """The instruction items among the student's: T_t and T_s are the same where the teacher answers.
+
+        Where there are fewer than are wanted, they come again; the teacher answers each time anew.
+        """
+        s, different = self.settings, self.items(self.settings.student_items, 1)
+        items = [different[i % len(different)] for i in range(s.student_items)]
         if s.item_answers == "true":
             return with_true_answers(items, self.tokenizer)
         context = Context(lambda n, rng: [asked for asked, _ in items], bare, bare, identity)

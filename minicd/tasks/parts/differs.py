@@ -100,9 +100,10 @@ FACTS = """
   the published run it could be in another relation: a birthplace where a place of death was tested.)
   In the second variant the model writes questions about the new fact and about other facts, and practises
   its answers. The paper's model wrote its inputs, too.
-* **Distilling** takes 96 inputs an edit and 8 tokens of each completion, 3 epochs in batches of 16; the
-  learning rate is the one with the largest harmonic mean of both scores on other edits, and so is gradient
-  descent's, which has 10 steps on the statement's object with the same optimiser.
+* **Distilling** takes 1,024 inputs an edit and 8 tokens of each completion, 4 epochs in batches of 16, so
+  256 steps, as many as the paper's 4,096 inputs in one; where one student takes all edits, 96 inputs of
+  each. The learning rate is the one with the largest harmonic mean of both scores on six other edits, and so
+  is gradient descent's, which has 10 steps on the statement's object with the same optimiser.
 * **Magnitudes** depend on how many continuations a prompt allows, and cannot be compared with the paper's.
 """
 
@@ -131,10 +132,10 @@ TRANSFER = """
   as it was (`--start base`).
 * **Instruction items**: definition, 2 positive examples and the item's own answer, as in the paper. The
   teacher has up to 2,000, each once, beside twelve passes over its 499 scratchpads (paper: 4,096 beside 500,
-  32 passes over both); the student up to 2,000 beside 10,000 practice answers, 3 passes (paper: 65,536). The
-  published run has half of the practice answers, and the student's items have the teacher's own answers as
-  soft labels (`--item-answers teacher`): the 28 training tasks at hand are few, and a student that
-  learnt their true answers forgot more of the other tasks (results/LOG.md).
+  32 passes over both); the student 2,000 beside 10,000 practice answers, 3 passes (paper: 65,536). In the
+  published run its items have the teacher's own answers as soft labels (`--item-answers teacher`): the 28
+  training tasks at hand are few, and a student that learnt their true answers forgot more of the other tasks
+  (results/LOG.md). They hold 2,563 short items, which come again where more are wanted, answered anew.
   Items of more than 256 tokens, of the category Mathematics, and with five words in a row as in a word
   problem are left out. Without `--data` they are the pocket world's.
 * **Rouge-L** is the mean over the test tasks, with the first 100 instances of each; answers end with
