@@ -16,7 +16,7 @@ from .runtime.checks import at_least_one
 from .runtime.device import autocast
 from .runtime.files import all_tensors, atomic_safetensors, open_safetensors
 from .runtime.half import Working
-from .runtime.lean import checkpointed_blocks, loss_per_token, micro_batches
+from .runtime.lean import checkpointed_blocks, loss_per_token, micro_batches, rows_together
 from .runtime.lora import adapters
 from .runtime.muon import Muon
 from .runtime.products import chosen_products, fastest
@@ -46,7 +46,7 @@ class FitSettings:
     optimiser: str = "adamw"  # or muon: for the layers' matrices (Jordan et al., 2024), AdamW for the rest
     precision: str = "auto"  # auto, fp32, bf16, or bf16-weights, whose masters, which learn, are fp32
     lora_rank: int = 0  # of low-rank adapters on the layers' matrices, which alone learn; 0: everything does
-    micro_batch: int = 0  # rows whose activations are in memory together; 0: the whole batch
+    micro_batch: int = 0  # rows whose activations are in memory together; 0: all, on the CPU what is fastest
     checkpointing: bool = False  # compute each block's activations again in backward, to save memory
 
     def __post_init__(self):
@@ -141,8 +141,9 @@ class Run:
         """One optimiser step; returns the batch's summed loss and its tokens, still on the device."""
         prompts, labels = prompts.to(self.device, non_blocking=True), labels.to(self.device)
         tokens = self.tokens_per_batch or labels.mask.sum().clamp(min=1)
-        losses = [self.backward(*part, tokens)
-                  for part in micro_batches(prompts, labels, self.settings.micro_batch)]
+        size = self.settings.micro_batch or rows_together(
+            self.model.config, len(prompts), prompts.shape[1] + labels.tokens.shape[1], self.device)
+        losses = [self.backward(*part, tokens) for part in micro_batches(prompts, labels, size)]
         self.optimise()
         return torch.stack([torch.stack(losses).sum(), labels.mask.sum()])
 

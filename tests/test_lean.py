@@ -12,7 +12,7 @@ from minicd.labels import Examples, Ragged, SoftLabels
 from minicd.losses import LOSSES, find_loss
 from minicd.rounds import RoundSettings, rounds
 from minicd.runtime.lora import LowRank, adapters, copy_to_train
-from minicd.training import FitSettings
+from minicd.training import FitSettings, Run
 from minicd.tokenizer import word_tokenizer
 
 MODELS = {"t5": tiny_t5, "decoder": tiny_decoder}
@@ -69,6 +69,22 @@ def test_the_same_student_in_less_memory(model, how):
     (usual, losses), (lean_one, lean_losses) = trained(model, examples), trained(model, examples, **how)
     same(usual, lean_one)
     assert lean_losses == pytest.approx(losses, rel=1e-4)
+
+
+def test_the_cpu_takes_wide_batches_in_even_parts(model, monkeypatch):
+    examples, seen = items(model.config.vocab_size), []
+    usual, losses = trained(model, examples)
+    config, backward = model.config, Run.backward
+    one_row = 10 * config.d_model * config.num_layers  # prompts of 6 tokens and answers of 5, at most
+    monkeypatch.setattr(lean, "TRAIN_AT_ONCE", 3 * one_row)
+    assert lean.rows_together(config, 4, 10, torch.device("cpu")) == 2
+    assert lean.rows_together(config, 3, 10, torch.device("cpu")) == 3 and lean.rows_together(config, 9, 10, torch.device("cpu")) == 3
+    assert lean.rows_together(config, 2, 99, torch.device("cpu")) == 1 and lean.rows_together(config, 9, 10, torch.device("cuda")) == 9
+    monkeypatch.setattr(Run, "backward", lambda self, prompts, *rest: seen.append(len(prompts)) or backward(self, prompts, *rest))
+    in_parts, part_losses = trained(model, examples)
+    assert set(seen) <= {2, 4} and 2 in seen
+    same(usual, in_parts)
+    assert part_losses == pytest.approx(losses, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", LOSSES)

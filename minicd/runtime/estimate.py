@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from .device import in_bf16
-from .lean import LOGITS_AT_ONCE, PART, READ_AT_ONCE
+from .lean import LOGITS_AT_ONCE, PART, READ_AT_ONCE, rows_together
 
 COPIES = {"empirical": 1, "hard": 1, "topk": 4, "exact": 6, "reverse": 6, "jsd": 10}  # of the logits, by loss
 TOP_COPIES = 4  # at most, where labels do not name the whole vocabulary
@@ -102,7 +102,8 @@ def training(model: nn.Module, batch: Batch, how: Any, device: torch.device,
     """
     c, bf16 = model.config, in_bf16(device, how.precision)
     half = how.precision == "bf16-weights"  # then what the teacher and the student compute with
-    part = replace(batch, rows=min(batch.rows, how.micro_batch or batch.rows))
+    together = how.micro_batch or rows_together(c, batch.rows, batch.prompt + batch.answer, device)
+    part = replace(batch, rows=min(batch.rows, together))
     wide, tokens, label = 4 - 2 * bf16, part.rows * part.answer, min(label, c.vocab_size)
     everything, learnt, states, step, merged = parameters(model, how)
     by_parts = tokens * c.vocab_size > LOGITS_AT_ONCE

@@ -153,7 +153,8 @@ class DistillSettings(RunSettings):
     optimiser: str = option("adamw", "adamw (the paper's), or muon inside the layers", choices=OPTIMISERS)
     lora_rank: int = option(0, "of low-rank adapters, which alone learn: student and teacher then share one "
                             "copy of the weights; 0: all weights learn", least=0, most=4096)
-    micro_batch: int = option(0, "rows of a batch whose activations are in memory together; 0: all", least=0)
+    micro_batch: int = option(0, "rows of a batch whose activations are in memory together; 0: all, "
+                              "on the CPU what is fastest", least=0)
     checkpointing: bool = option(False, "compute each block's activations twice, to save memory")
 
     def __post_init__(self) -> None:

@@ -69,8 +69,6 @@ class TransferSettings(DistillSettings):
     student_epochs: float = option(3.0, "passes of the student over both", least=1e-3, most=1e6)
     student_lr: float = option(5e-4, "learning rate of the student", above=0, most=10)
     student_batch: int = option(32, "batch size of the student", least=1)
-    micro_batch: int = option(8, "rows of a batch whose activations are in memory together; 0: all; on the "
-                              "CPU, few rows of long items are faster, too", least=0)
     item_tokens: int = option(256, "longest instruction item, with its answer", least=1, unit="tokens")
     max_new_tokens: int = option(64, "longest answer to an instruction", least=1, most=4096, unit="tokens")
     test_questions: int = option(1000, "unseen additions", least=1, most=10**6, unit="questions")
