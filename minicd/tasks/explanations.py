@@ -64,11 +64,13 @@ class Explanations(Instructions):
 
     @classmethod
     def complete(cls, record: Record) -> Record:
-        """Adds the correlation of the mean margins over the seeds."""
+        """Adds the correlation of the mean margins over the seeds, also without the largest in the prompt."""
         r, p = correlation(record["points"].values())
+        others = sorted(record["points"].values(), key=lambda margins: abs(margins[0]))[:-1]
         prompt, distilled = map(sum, zip(*record["points"].values()))
         kept = round(distilled / (prompt or 1), 3)
-        return record | {"mean_margins": {"correlation": round(r, 3), "p_value": p, "share_kept": kept}}
+        return record | {"mean_margins": {"correlation": round(r, 3), "p_value": p, "share_kept": kept,
+                                          "without_largest": round(correlation(others)[0], 3)}}
 
     @classmethod
     def plot(cls, record: Record, path: Path) -> bool:
@@ -82,7 +84,8 @@ class Explanations(Instructions):
         rows = [[task, f"{x:.1f}", f"{y:.1f}"] for task, (x, y) in record["points"].items()]
         return (f"Correlation of in-context and distillation margin over {len(rows)} tasks, "
                 f"{seeds_of(record)}, margins averaged over the seeds: r = {mean['correlation']:.2f}, "
-                f"p ≤ {mean['p_value']:.5f} (one-sided, by permutation); each seed by itself: r = {each}\n\n"
+                f"p ≤ {mean['p_value']:.5f} (one-sided, by permutation), without the largest margin r = "
+                f"{mean['without_largest']:.2f}; each seed by itself: r = {each}\n\n"
                 + table(["task", "in-context margin", "distillation margin"], rows))
 
     @classmethod
@@ -92,5 +95,5 @@ class Explanations(Instructions):
 
     @classmethod
     def headline(cls, record: Record) -> str:
-        n, r = len(record["points"]), record["mean_margins"]["correlation"]
-        return f"margins in the prompt and after distilling correlate over {n} tasks: r = {r:.2f}"
+        r, less = (record["mean_margins"][name] for name in ("correlation", "without_largest"))
+        return f"margins of {len(record['points'])} tasks: r = {r:.2f}, without the largest {less:.2f}"
