@@ -164,7 +164,7 @@ def test_margins_are_differences_to_the_student_before(tmp_path):
         figures.append(experiment.figures())
     record = Explanations.complete(make_record("explanations", settings, [0, 1], figures, [{}, {}], {}))
     assert record["points"] == {"t": [35.0, 15.0], "u": [6.0, 1.0], "v": [0.0, 0.0]}
-    assert record["mean_margins"]["share_kept"] == round(16 / 41, 3)
+    assert record["mean_margins"]["share_kept"] == round(16 / 41, 3) and record["mean_margins"]["without_largest"] == 1.0
     assert record["mean_margins"]["correlation"] == pytest.approx(metrics.correlation([(35, 15), (6, 1), (0, 0)])[0], abs=1e-3)
     assert record["metrics"]["correlation"]["values"][0] == pytest.approx(metrics.correlation([(30, 20), (8, 1), (0, 0)])[0], abs=0.01)
 
@@ -305,8 +305,8 @@ def test_reports():
                                 "metrics": {name: spread([10.0, 20.0]) for name in Instructions.PAPER}})
     assert "| **student after** | 15.0 ± 7.1 | 34.7 |" in table and "| t1 | 12.3 | 12.3 | 12.3 | 12.3 |" in table
     table = Explanations.table({"seeds": [0], "scale": "pocket", "points": {"t": (1.0, 2.0)}, "metrics": {"correlation": spread([0.5])},
-                                "mean_margins": {"correlation": 0.5, "p_value": 0.01}})
-    assert "r = 0.50, p ≤ 0.01" in table and "| t | 1.0 | 2.0 |" in table
+                                "mean_margins": {"correlation": 0.5, "p_value": 0.01, "without_largest": -0.25}})
+    assert "r = 0.50, p ≤ 0.01" in table and "without the largest margin r = -0.25" in table and "| t | 1.0 | 2.0 |" in table
     names = ["teacher", "before_correct", "before_wrong"] + [f"{v}_{w}_{i}" for v in ("naive", "mixed", "mixed_recursive")
                                                             for w in ("correct", "wrong") for i in (1, 2)]
     table = TaskIds.table({"seeds": [0], "scale": "pocket", "paper": TaskIds.PAPER, "metrics": {n: spread([50.0]) for n in names},
