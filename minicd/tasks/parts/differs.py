@@ -60,9 +60,10 @@ INSTRUCTIONS = """
   tells it where the input ends. Its inputs are written at temperature 0.8, from the examples of the task
   file; near copies of these and of test inputs are not used. Tasks with fewer than 50 instances besides the
   tested ones, and with inputs of mostly more than 128 words, are left out. Distilling takes 240 inputs a task
-  and 3 epochs in batches of 16 at lr 1e-4. On three of the ten tasks (1388, 242, 738) the teacher and its
-  students all have the score of one fixed answer, 40 or 50 %, and on one (190) next to none: this model does
-  not do those.
+  and 3 epochs in batches of 16 at lr 1e-4. The three seeds were run on three kinds of machine, whose rounding
+  moves small margins: seven of the ten tasks are the same in all. On three tasks (1388, 242, 738) the teacher
+  and its students all have the score of one fixed answer, 40 or 50 %, and on one (190) next to none: this
+  model does not do those.
 """
 
 EXPLANATIONS = """
