@@ -17,7 +17,7 @@ from ..layers import Embedding
 LOGITS_AT_ONCE = 2**26  # of a batch; more are computed by parts, in forward and again in backward
 READ_AT_ONCE = 4096  # tokens without gradients: more together take the CPU twice as long, and more memory
 TRAIN_AT_ONCE = 2**26  # tokens × width × layers with gradients: the same of these
-PART = 2**25  # logits of a part: many small ones add to the head's gradient again and again
+PART = 2**24  # logits of a part: smaller ones add to the head's gradient again and again
 
 
 def loss_per_token(model: nn.Module, prompts: Tensor, labels, loss: Callable[..., Tensor]) -> Tensor:
