@@ -135,10 +135,11 @@ TRANSFER = """
   as it was (`--start base`).
 * **Instruction items**: definition, 2 positive examples and the item's own answer, as in the paper. The
   teacher has up to 2,000, each once, beside twelve passes over its 499 scratchpads (paper: 4,096 beside 500,
-  32 passes over both); the student 2,000 beside 10,000 practice answers, 3 passes (paper: 65,536). In the
-  published run its items have the teacher's own answers as soft labels (`--item-answers teacher`): the 28
-  training tasks at hand are few, and a student that learnt their true answers forgot more of the other tasks
-  (results/LOG.md). They hold 2,563 short items, which come again where more are wanted, answered anew.
+  32 passes over both); the student 2,000 beside 10,000 practice answers, 3 passes (paper: 65,536). The
+  published run has half of the practice answers, and its student's items have the teacher's own answers as
+  soft labels (`--item-answers teacher`): the 28 training tasks at hand are few, and a student that learnt
+  their true answers forgot more of the other tasks (results/LOG.md). They hold 2,563 short items, which come
+  again where more are wanted, answered anew.
   Items of more than 256 tokens, of the category Mathematics, and with five words in a row as in a word
   problem are left out. Without `--data` they are the pocket world's.
 * **Rouge-L** is the mean over the test tasks, with the first 100 instances of each; answers end with
