@@ -16,7 +16,8 @@ from test_plain import tiny_decoder, tiny_tokenizer
 from minicd.hf.checkpoint import load, save
 from minicd.metrics.facts import (at_equal_paraphrase, balance, interval, log_probability, mean_scores, preference)
 from minicd.sampling import score
-from minicd.tasks.facts import Facts, best
+from minicd.tasks.facts import Facts, FactSettings, best
+from minicd.tasks.folder import RunFolder
 from minicd.tasks.parts.facts_data import fill, load_facts, load_relations, one_of_each_relation, read_fact
 from minicd.tasks.parts.facts_eval import knows, measure, object_tokens, probabilities
 from minicd.tasks.parts.facts_prompts import BEFORE, SHAPES, Wording
@@ -308,6 +309,13 @@ def test_the_command_runs_resumes_and_is_examined(folder, tmp_path, monkeypatch,
     assert table.count("\n") == 37 and "mean of 34" in table and "P17, Osaka: Japan → Brazil" in table
     run(monkeypatch, "eval", "--model", out / "student", "--ask", "The city of Osaka is in the country of", "--precision", "fp32")
     assert capsys.readouterr().out.strip()
+
+
+def test_the_estimate_knows_the_largest_practice_set(folder, tmp_path, monkeypatch):
+    run = Facts(FactSettings(model=str(folder), practice_inputs=50, shared_inputs=7), 0, RunFolder(tmp_path, torch.device("cpu")))
+    monkeypatch.setattr(run, "rate", lambda name: "0.5")
+    assert run.distils()[1].items == 50
+    assert run.shared.items == 7 and run.shared.fit.lr == 0.5 and run.shared.practice == run.distils()[1].practice
 
 
 def test_what_the_model_does_not_know_is_left_out_and_named(folder, tmp_path, monkeypatch, capsys):

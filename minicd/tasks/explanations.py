@@ -96,4 +96,5 @@ class Explanations(Instructions):
     @classmethod
     def headline(cls, record: Record) -> str:
         r, less = (record["mean_margins"][name] for name in ("correlation", "without_largest"))
-        return f"margins of {len(record['points'])} tasks: r = {r:.2f}, without the largest {less:.2f}"
+        n = len(record["points"])
+        return f"margins in prompt and student, {n} tasks: r = {r:.2f}, without the largest {less:.2f}"

@@ -9,7 +9,7 @@ gradient descent on the statement. Prompt and learning rates are chosen on other
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Iterator, Sequence
@@ -61,9 +61,8 @@ class FactSettings(DistillSettings):
     batch_size: int = option(16, "batch size", least=1)
 
     def rounds(self, lr: float) -> RoundSettings:
-        """Of a student that takes all edits."""
         return RoundSettings(self.practice_settings(self.max_new_tokens), self.fit_settings(lr=lr),
-                             self.shared_inputs, self.epochs, save_every=self.save_every)
+                             self.practice_inputs, self.epochs, save_every=self.save_every)
 
 
 class Facts(Experiment):
@@ -251,16 +250,21 @@ class Facts(Experiment):
     def measured(self, model: nn.Module) -> Points:
         return measure_all(model, self.tokenizer, self.facts)
 
+    @property
+    def shared(self) -> RoundSettings:
+        """Of a student that takes all edits."""
+        return replace(self.settings.rounds(float(self.rate("lr"))), items=self.settings.shared_inputs)
+
     def simultaneous(self) -> nn.Module:
         """All edits in one round (equation 2)."""
         contexts = [self.context(fact, self.first_row) for fact in self.facts]
         place = self.folder.path / "student.parts"
-        return rounds(self.base, self.tokenizer, [contexts], self.settings.rounds(float(self.rate("lr"))),
-                      seed=self.seed, folder=place, name="all edits")
+        return rounds(self.base, self.tokenizer, [contexts], self.shared, seed=self.seed, folder=place,
+                      name="all edits")
 
     def one_by_one(self, student: nn.Module, facts: list[Fact]) -> nn.Module:
         """Edit after edit, each a round from the last student (equation 3); the teacher stays the base."""
-        settings = self.settings.rounds(float(self.rate("lr")))
+        settings = self.shared
         for fact in facts:
             one_round(self.base, student, self.tokenizer, [self.context(fact, self.first_row)], settings,
                       self.seed_of(fact), None, fact.name)
