@@ -56,16 +56,35 @@ def test_every_point_is_a_model_of_its_own_with_the_same_number_of_steps(run, tm
         fitted[stage] = start.state_dict()["shared.weight"][0, 0].item(), len(examples), settings, epochs
         return original(self, start, examples, settings, epochs, stage)
     monkeypatch.setattr(Curves, "fit_copy", fit_copy)
-    record = run(other_base=str(tmp_path / "base"))
-    points = [f"{line}-{n}" for line in ("teacher", "student", "direct_teacher", "direct_base", "other_base")
+    record = run(other_base=str(tmp_path / "base"), lines="teacher,student,hard,direct_teacher,direct_base")
+    points = [f"{line}-{n}" for line in ("teacher", "student", "hard", "direct_teacher", "direct_base", "other_base")
               for n in ((20, 40) if line in ("teacher", "other_base") else (20, 80))]
     assert list(record["metrics"]) == points == list(fitted)
     for stage, (weight, size, settings, epochs) in fitted.items():
         assert size == int(stage.split("-")[1])
         assert round(epochs * (size // 8)) == (2 * (40 // 8) if stage.startswith(("teacher", "other_base")) else 2 * (80 // 8))
-        started = "teacher" if stage.startswith(("student", "direct_teacher")) else "base"
+        started = "teacher" if stage.startswith(("student", "hard", "direct_teacher")) else "base"
         assert weight == tiny_t5(len(pocket_tokenizer()), seed=int(started == "teacher")).shared.weight[0, 0].item()
         assert settings.loss == ("empirical" if stage.startswith("student") else "hard")
+
+
+def test_hard_labels_are_the_teachers_answers_not_the_true_ones(run, monkeypatch):
+    """And a rerun in the same folder may ask for another curve."""
+    run(lines="student")
+    fitted, original = {}, Curves.fit_copy
+
+    def fit_copy(self, start, examples, settings, epochs, stage):
+        fitted[stage] = examples
+        return original(self, start, examples, settings, epochs, stage)
+    monkeypatch.setattr(Curves, "fit_copy", fit_copy)
+    wrong = practised()
+    monkeypatch.setattr(Curves, "true_answers", lambda self, items: dataclasses.replace(
+        items, answers=Ragged.of([[1]] * len(items)), labels=SoftLabels.one_hot(torch.ones(len(items), dtype=torch.int32))))
+    record = run(lines="student,hard,direct_teacher", budgets=[80])
+    assert list(record["metrics"]) == ["student-80", "hard-80", "direct_teacher-80"]
+    assert list(fitted) == ["hard-80", "direct_teacher-80"]  # the student is there already
+    assert [fitted["hard-80"].answers[i] for i in range(80)] == [wrong.answers[i] for i in range(80)]
+    assert fitted["direct_teacher-80"].answers[0] == [1]
 
 
 def test_the_table_has_a_row_for_each_curve(run):

@@ -26,9 +26,9 @@ from .run import Stage
 from .settings import beside, option
 
 LINES = {"teacher": "teacher on N scratchpads", "other_base": "the same from the other base",
-         "student": "**student after N practice questions**",
+         "student": "**student after N practice questions**", "hard": "the same on hard labels",
          "direct_teacher": "N true answers, from the teacher", "direct_base": "N true answers, from the base"}
-STEP_BY_STEP = ("teacher", "other_base")
+STEP_BY_STEP, PRACTISED = ("teacher", "other_base"), ("student", "hard")
 
 
 @dataclass
@@ -37,12 +37,12 @@ class CurveSettings(AdditionSettings):
 
     until: str = option("practice", "what the curves start from", free=True, choices=("practice",))
     labelled: list[int] = option(lambda: [250, 499, 1000, 2000, 5000], "scratchpads, along the "
-                                 "teachers' curve", least=1, most=10**6)
+                                 "teachers' curve", least=1, most=10**6, free=True)
     budgets: list[int] = option(lambda: [499, 2000, 5000, 20_000, 60_000], "questions, along the "
-                                "other curves", least=1, most=10**8)
+                                "other curves", least=1, most=10**8, free=True)
     other_base: str = option("", "a second base for the teachers' curve")
     lines: str = option("teacher,student,direct_teacher,direct_base", "the curves, between commas, of "
-                        + ", ".join(LINES))
+                        + ", ".join(LINES), free=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,7 +59,7 @@ class Curves(Addition):
     Settings = CurveSettings
     RECORDS = ("pocket", "smollm2")
     SCALES = Addition.SCALES | {"smollm2": Addition.SCALES["smollm2"] | dict(
-        lines="student", budgets=[1000, 2000, 5000, 10_000])}
+        lines="student,hard", budgets=[1000, 2000, 5000, 10_000])}
     QUICK = Addition.QUICK | dict(labelled=[250, 499], budgets=[499, 10_000])
 
     def prepare(self) -> None:
@@ -103,7 +103,7 @@ class Curves(Addition):
                              steps / per_epoch(n, s.teacher_batch), f"{line}-{n}")
 
     def direct(self, line: str, n: int) -> nn.Module:
-        """On the first n items of practice: with the teacher's labels, or with true answers."""
+        """On the first n items of practice: with the teacher's labels, soft or hard, or with true answers."""
         s, items = self.settings, self.folder.get("practice")
         start = self.base if line == "direct_base" else self.folder.get("teacher")
         chosen = first(items, round(n * len(items) / s.practice_questions))  # some had no answer
@@ -111,7 +111,7 @@ class Curves(Addition):
         epochs = steps / per_epoch(len(chosen), s.student_batch)
         loss = s.loss if line == "student" else "hard"
         settings = s.fit_settings(lr=s.student_lr, batch_size=s.student_batch, loss=loss, dropout=0.0)
-        examples = chosen if line == "student" else self.true_answers(chosen)
+        examples = chosen if line in PRACTISED else self.true_answers(chosen)
         return self.fit_copy(start, examples, settings, epochs, f"{line}-{n}")
 
     def figures(self) -> dict[str, Any]:
