@@ -59,7 +59,7 @@ class Curves(Addition):
     Settings = CurveSettings
     RECORDS = ("pocket", "smollm2")
     SCALES = Addition.SCALES | {"smollm2": Addition.SCALES["smollm2"] | dict(
-        lines="student,hard", budgets=[1000, 2000, 5000, 10_000])}
+        lines="student,hard", budgets=[1000, 3000, 10_000])}
     QUICK = Addition.QUICK | dict(labelled=[250, 499], budgets=[499, 10_000])
 
     def prepare(self) -> None:
