@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .runtime.device import autocast
 from .runtime.fast import pack_weights, stepper
+from .runtime.memory import room
 from .runtime.progress import bar
 
 LOGITS_AT_ONCE = 2**28  # the most numbers that score() makes at a time: 1 GiB in fp32
@@ -33,7 +34,8 @@ def generate(model, prompts: Sequence[Sequence[int]], max_new_tokens: int, tempe
     `stop`: token ids, and strings (which need the `tokenizer`), that end a completion like the model's own
     end-of-sequence tokens. Returns token-id lists without what ended them; with `reasons`, also why each
     ended: "eos", "stop", or "length" after max_new_tokens tokens. `precision`: bf16, fp32, auto, or None for
-    that of the weights. Where memory runs out, the batch is halved, with a warning.
+    that of the weights. Batches have at most `batch_size` rows, fewer where the CPU's cache of keys and
+    values would be large; where memory runs out, they are halved, with a warning.
     `pick` chooses instead of temperature, top_k and top_p, and may make more of each step's logits: with it,
     reasons are returned, and for each completion y a tuple of what was made [max_new_tokens, …]: row t at
     y[t], row len(y) at the token that ended y, and nothing of meaning after it.
@@ -53,16 +55,20 @@ def generate(model, prompts: Sequence[Sequence[int]], max_new_tokens: int, tempe
             tokens, *more = sample_batch(model, batch, max_new_tokens, stops, pick)
             for i, row, *rest in zip(rows, tokens.tolist(), *(x.cpu() for x in more)):
                 (results[i], why[i]), made[i] = stops.cut(row), tuple(rest)
-        in_batches(run, by_length(prompts), batch_size, generator, progress)
+        rows = room(model.config, prompts, max_new_tokens) if device.type == "cpu" else None
+        in_batches(run, by_length(prompts), batch_size, generator, progress, rows)
     return results if returned == 1 else (results, why, made)[:returned]
 
 
 def in_batches(run: Callable[[list[int]], None], rows: list[int], size: int, generator=None,
-               progress: str = "") -> None:
-    """Call run(batch) for batches of at most `size` rows; where memory runs out, halve the size and retry."""
+               progress: str = "", room: Callable[[int], int] | None = None) -> None:
+    """Call run(batch) for batches of at most `size` rows; where memory runs out, halve the size and retry.
+
+    `room`: a batch's first row, its longest → how many rows have room in memory.
+    """
     with bar(len(rows), progress, "prompt", disable=not progress) as shown:
         while rows:
-            batch = rows[:size]
+            batch = rows[: min(size, room(rows[0])) if room else size]
             state = generator.get_state() if generator else None
             try:
                 run(batch)
@@ -71,7 +77,7 @@ def in_batches(run: Callable[[list[int]], None], rows: list[int], size: int, gen
                     raise
                 size = len(batch) // 2
             else:
-                rows = rows[size:]
+                rows = rows[len(batch) :]
                 shown.update(len(batch))
                 continue
             warnings.warn(f"out of memory at a batch of {len(batch)}; going on with batches of {size}")

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from helpers import tiny_t5
+from helpers import tiny_decoder, tiny_t5
 
 from minicd import sampling
+from minicd.runtime import memory
 from minicd.sampling import LOOK_EVERY, choose, generate, score
 from minicd.t5 import Cache
 from minicd.tokenizer import word_tokenizer
@@ -84,6 +85,26 @@ def test_a_prompt_alone_is_the_prompt_in_any_batch(model, prompts):
     assert together == [generate(model, [prompt], 20, temperature=0)[0] for prompt in prompts]
     assert together == generate(model, prompts, 20, temperature=0, batch_size=7)
     assert together[::-1] == generate(model, prompts[::-1], 20, temperature=0)
+
+
+@pytest.mark.parametrize("begins_alike", [True, False])
+@pytest.mark.parametrize("make", [tiny_t5, tiny_decoder])
+def test_batches_have_no_more_rows_than_their_keys_and_values_have_room(make, begins_alike, prompts, monkeypatch):
+    """The longer the prompts, the fewer rows; what all begin with is once in a decoder's cache, in each row of a T5's."""
+    model, sizes, original = make(12), [], sampling.sample_batch
+    prompts = [[2] * 20 * begins_alike + [3 + i % 2, *row] for i, row in enumerate(prompts)]
+    expected = generate(model, prompts, 10, temperature=0)
+
+    def sample_batch(model, batch, *more):
+        own = batch.shape[1] - 20 * (begins_alike and make is tiny_decoder)
+        sizes.append((len(batch), own))
+        return original(model, batch, *more)
+    monkeypatch.setattr(sampling, "sample_batch", sample_batch)
+    a_token = 2 * 8 * 2  # keys and values × size of a head × 2 layers of a head each, or a layer of two
+    monkeypatch.setattr(memory, "CACHED_AT_ONCE", 200 * a_token)
+    assert generate(model, prompts, 10, temperature=0) == expected
+    assert [rows for rows, own in sizes[:-1]] == [200 // (own + 10) for rows, own in sizes[:-1]]
+    assert sizes[0][0] < sizes[-2][0] and sum(rows for rows, own in sizes) == len(prompts)
 
 
 def test_the_seed_decides_the_sample(model, prompts):

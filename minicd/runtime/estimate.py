@@ -19,6 +19,7 @@ from torch import nn
 
 from .device import in_bf16
 from .lean import LOGITS_AT_ONCE, PART, READ_AT_ONCE, rows_together
+from .memory import cached_numbers, rows_cached
 
 COPIES = {"empirical": 1, "hard": 1, "topk": 4, "exact": 6, "reverse": 6, "jsd": 10}  # of the logits, by loss
 TOP_COPIES = 4  # at most, where labels do not name the whole vocabulary
@@ -146,11 +147,11 @@ def practising(model: nn.Module, batch: Batch, settings: Any, items: int, device
     """Bytes at the peak of practice, besides teacher and student. `settings`: PracticeSettings."""
     c, bf16 = model.config, in_bf16(device, settings.precision)
     wide, chunk = 4 - 2 * bf16, min(settings.chunk, items)
-    rows, prompt, answer = min(AT_ONCE, chunk), batch.teacher_prompt, batch.answer
+    prompt, answer = batch.teacher_prompt, batch.answer
+    rows = min(AT_ONCE, chunk, rows_cached(c, prompt + answer) if device.type == "cpu" else chunk)
     packed = wide * sum(p.numel() for p in model.parameters()) * (device.type == "cpu")
     number = 4 if device.type == "cpu" else wide  # of a cached one
-    kv_heads, layers = getattr(c, "num_kv_heads", c.num_heads), getattr(c, "num_decoder_layers", c.num_layers)
-    cache = number * layers * rows * (prompt + answer) * 2 * kv_heads * c.d_kv
+    cache = number * rows * (prompt + answer) * cached_numbers(c)
     parts = device.type == "cpu" and not is_t5(c)  # of rows that are read together
     read = min(rows, max(1, READ_AT_ONCE // prompt)) if parts else rows
     reading = block_bytes(c, read * prompt, prompt, wide) + 5 * read * prompt**2

@@ -18,7 +18,6 @@ from .natural_instructions import inputs_prompt, read_input
 Inputs = Callable[[int, np.random.Generator], list[str]]
 Text = TypeVar("Text")  # alone, or with a label
 TRIES = 10  # for each input that is asked for, on average
-AT_ONCE = 2**15  # tokens of prompts and inputs that are in memory together
 
 
 def pool(texts: Sequence[str]) -> Inputs:
@@ -67,8 +66,7 @@ def finished_inputs(model: nn.Module, tokenizer: TextTokenizer, prompts: list[st
     """What `read` finds in what the model writes after each prompt, without the empty and the unfinished."""
     ids = tokenizer.encode_all(prompts)
     written, reasons = generate(model, ids, max_new_tokens, temperature, generator=generator, reasons=True,
-                                precision=precision, stop=stop, tokenizer=tokenizer, progress=progress,
-                                batch_size=rows_at_once(ids, max_new_tokens))
+                                precision=precision, stop=stop, tokenizer=tokenizer, progress=progress)
     texts = (read(tokenizer.decode(y)) for y, why in zip(written, reasons) if why != "length")
     return [text for text in texts if text]
 
@@ -85,11 +83,6 @@ def until_enough(n: int, ask: Callable[[int], list[Text]]) -> list[Text]:
         size = min(n, math.ceil((n - len(found)) / share))
         found, asked = found + ask(size), asked + size
     return found[:n]
-
-
-def rows_at_once(prompts: list[list[int]], max_new_tokens: int) -> int:
-    """How many of the prompts have room in memory together."""
-    return max(1, min(512, AT_ONCE // (max(map(len, prompts)) + max_new_tokens)))
 
 
 class NearCopies(Container[str]):
