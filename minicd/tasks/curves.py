@@ -54,7 +54,7 @@ class CurveSettings(AdditionSettings):
 class Curves(Addition):
     """Accuracy over the number of questions."""
 
-    TITLE = "8-digit addition: how many questions it takes"
+    TITLE = "How many questions addition takes"
     DIFFERS = differs.CURVES
     Settings = CurveSettings
     RECORDS = ("pocket", "smollm2")
@@ -141,7 +141,7 @@ class Curves(Addition):
     def headline(cls, record: Record) -> str:
         def ends(points: dict[int, Any]) -> str:
             few, many = min(points), max(points)
-            return f"N = {few:,} and {many:,}: {pm(points[few])} and {pm(points[many])} %"
+            return f"N = {few:,} → {many:,}: {pm(points[few])} → {pm(points[many])} %"
         found = curves(record)
         return "; ".join(f"{LINES[line].strip('*')}, {ends(found[line])}" for line in found)
 

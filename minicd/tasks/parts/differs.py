@@ -36,6 +36,8 @@ CURVES = """
   row of the table, so that with few questions they are repeated more often.
 * The teachers' curve from the other base shows what a base brings to 499 labels: `data/pocket` saw the form
   of the scratchpad in its pretraining (with other operations), the other one did not.
+* At `--scale smollm2` there are the students' curves alone, of one teacher: on soft labels of 100 samples,
+  and on hard ones, the token that the teacher wrote, which is what the authors' code has in this experiment.
 """
 
 BASE = """
