@@ -23,7 +23,7 @@ from minicd.tasks.parts import inputs
 from minicd.tasks.parts.inputs import derangement, few_shot_inputs, pool
 from minicd.tasks.parts.natural_instructions import Instance, NITask
 from minicd.tasks.record import make_record, spread
-from minicd.tasks.report import minutes_line
+from minicd.tasks.report import made_by, minutes_line
 from minicd.tasks.settings import guarded
 from minicd.tasks.task_ids import TaskIds
 from minicd.tokenizer import word_tokenizer
@@ -301,8 +301,12 @@ def test_reports():
     table = Instructions.table({"seeds": [0, 1], "scale": "pocket", "by_task": {"t1": figures}, "paper": Instructions.PAPER,
                                 "metrics": {name: spread([10.0, 20.0]) for name in Instructions.PAPER}})
     assert "| **student after** | 15.0 ± 7.1 | 34.7 |" in table and "| t1 | 12.3 | 12.3 | 12.3 | 12.3 |" in table
-    table = Explanations.table({"seeds": [0], "scale": "pocket", "points": {"t": (1.0, 2.0)}, "metrics": {"correlation": spread([0.5])},
-                                "mean_margins": {"correlation": 0.5, "p_value": 0.01, "without_largest": -0.25}})
+    record = {"seeds": [0], "scale": "pocket", "points": {"t": (1.0, 2.0)}, "metrics": {"correlation": spread([0.5])},
+              "mean_margins": {"correlation": 0.5, "p_value": 0.01, "without_largest": -0.25}}
+    table = Explanations.table(record)
+    assert Explanations.headline(record).endswith("1 tasks: r = 0.50, without the largest -0.25")
+    record["mean_margins"]["without_largest"] = 0.49  # nothing hangs on one task
+    assert Explanations.headline(record).endswith("1 tasks: r = 0.50")
     assert "r = 0.50, p ≤ 0.01" in table and "without the largest margin r = -0.25" in table and "| t | 1.0 | 2.0 |" in table
     names = ["teacher", "before_correct", "before_wrong"] + [f"{v}_{w}_{i}" for v in ("naive", "mixed", "mixed_recursive")
                                                             for w in ("correct", "wrong") for i in (1, 2)]
@@ -323,3 +327,11 @@ def test_the_readme_has_a_table_as_soon_as_there_is_a_real_model():
     assert Instructions.front([record("pocket")]) == ""
     text = Instructions.front([record("smollm2"), record("pocket")])
     assert "| **student after** | 34.7 | 30.0 | 30.0 |" in text and "after**, inputs from a pool" not in text
+
+
+@pytest.mark.parametrize("hardware, named", [
+    ("Intel(R) Xeon(R) Processor, 1 threads", "Intel Xeon, 1 thread"), ("AMD EPYC, 11 threads", "AMD EPYC, 11 threads"),
+    ("AMD EPYC, 2 threads; NVIDIA H200; AMD EPYC, 1 threads", "AMD EPYC; NVIDIA H200")])
+def test_machines_are_named_once_and_shortly(hardware, named):
+    record = {"command": "a", "seeds": [0, 1], "hardware": hardware}
+    assert made_by(record) == f"2 seeds by `a` on {named}"

@@ -139,11 +139,12 @@ class Curves(Addition):
 
     @classmethod
     def headline(cls, record: Record) -> str:
-        def ends(points: dict[int, Any]) -> str:
+        found: dict[str, list[str]] = {}
+        for line, points in curves(record).items():
             few, many = min(points), max(points)
-            return f"N = {few:,} → {many:,}: {pm(points[few])} → {pm(points[many])} %"
-        found = curves(record)
-        return "; ".join(f"{LINES[line].strip('*')}, {ends(found[line])}" for line in found)
+            found.setdefault(f"N = {few:,} → {many:,}", []).append(
+                f"{LINES[line].strip('*')} {pm(points[few])} → {pm(points[many])} %")
+        return "; ".join(f"{numbers}: {', '.join(ends)}" for numbers, ends in found.items())
 
 
 def curves(record: Record) -> dict[str, dict[int, Any]]:

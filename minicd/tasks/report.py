@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Callable, Iterable, Sequence
 
@@ -38,7 +39,7 @@ def columns(records: Sequence[Record], titles: dict[str, str]) -> str:
 def made_by(record: Record) -> str:
     """Seeds, hardware and command; of several commands the first, since results/ has all, and commits."""
     first, *others = record["command"].split("; ")
-    on = record["hardware"].replace("(R)", "").replace(" Processor", "").split("; ")
+    on = re.sub(r"\(R\)| Processor|(?<= 1 thread)s", "", record["hardware"]).split("; ")
     machines = on if len(on) == 1 else dict.fromkeys(machine.split(",")[0] for machine in on)
     return f"{count_seeds(record)}{', the first' * bool(others)} by `{first}` on {'; '.join(machines)}"
 
