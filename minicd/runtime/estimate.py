@@ -147,8 +147,8 @@ def practising(model: nn.Module, batch: Batch, settings: Any, items: int, device
     """Bytes at the peak of practice, besides teacher and student. `settings`: PracticeSettings."""
     c, bf16 = model.config, in_bf16(device, settings.precision)
     wide, chunk = 4 - 2 * bf16, min(settings.chunk, items)
-    prompt, answer = batch.teacher_prompt, batch.answer
-    rows = min(AT_ONCE, chunk, rows_cached(c, prompt + answer) if device.type == "cpu" else chunk)
+    most, prompt, answer = min(AT_ONCE, chunk), batch.teacher_prompt, batch.answer
+    rows = min(most, rows_cached(c, prompt + answer)) if device.type == "cpu" else most
     packed = wide * sum(p.numel() for p in model.parameters()) * (device.type == "cpu")
     number = 4 if device.type == "cpu" else wide  # of a cached one
     cache = number * rows * (prompt + answer) * cached_numbers(c)
@@ -156,7 +156,7 @@ def practising(model: nn.Module, batch: Batch, settings: Any, items: int, device
     read = min(rows, max(1, READ_AT_ONCE // prompt)) if parts else rows
     reading = block_bytes(c, read * prompt, prompt, wide) + 5 * read * prompt**2
     reading += 4 * rows * prompt * c.d_model * 2 * (read < rows)  # what was read, joined
-    writing = cache * LEAVING + 12 * rows * c.vocab_size  # logits, probabilities and their sums
+    writing = cache * LEAVING + 12 * most * c.vocab_size  # logits, probabilities and their sums
     sampled, top = 4 * (1 + settings.label_samples), 12 * settings.label_top
     kept = chunk * answer * {"sampled": sampled, "top": top, "exact": 8 * c.vocab_size}[settings.labels]
     second = 20 * rows * answer * c.vocab_size * (settings.labels == "exact")
