@@ -25,6 +25,7 @@ from minicd.sampling import generate, score
 from minicd.t5 import T5, T5Config, initialise
 from minicd.tasks import addition
 from minicd.tasks.parts import addition_questions
+from minicd.tasks.report import made_by
 from minicd.tasks.run import Experiment
 from minicd.tasks.settings import guarded, range_of
 from minicd.training import Epochs, FitSettings, Run, fit
@@ -647,7 +648,7 @@ def test_the_report_rebuilds_the_marked_section(finished, cli, tmp_path, monkeyp
     text, page = readme.read_text(), (results / "README.md").read_text()
     assert text.startswith("# Title ±\n\n<!-- addition -->\n") and text.endswith("<!-- /addition -->\n\nThe end.\n")
     figure = "{mean:.1f} ± {std:.1f}".format(**record["metrics"]["after"])
-    assert "an old table" not in text and f"| **student after** | 95 | {figure} |" in text and record["hardware"] in text
+    assert "an old table" not in text and f"| **student after** | 95 | {figure} |" in text and made_by(record) in text
     assert f"| **student after** | {figure} | 95 |" in page and record["command"] in page and record["hardware"] in page
     cli("eval", "--report")
     assert (readme.read_text(), (results / "README.md").read_text()) == (text, page)  # once more changes nothing
