@@ -77,13 +77,13 @@ def test_hard_labels_are_the_teachers_answers_not_the_true_ones(run, monkeypatch
         fitted[stage] = examples
         return original(self, start, examples, settings, epochs, stage)
     monkeypatch.setattr(Curves, "fit_copy", fit_copy)
-    wrong = practised()
+    by_teacher = practised()
     monkeypatch.setattr(Curves, "true_answers", lambda self, items: dataclasses.replace(
         items, answers=Ragged.of([[1]] * len(items)), labels=SoftLabels.one_hot(torch.ones(len(items), dtype=torch.int32))))
     record = run(lines="student,hard,direct_teacher", budgets=[80])
     assert list(record["metrics"]) == ["student-80", "hard-80", "direct_teacher-80"]
     assert list(fitted) == ["hard-80", "direct_teacher-80"]  # the student is there already
-    assert [fitted["hard-80"].answers[i] for i in range(80)] == [wrong.answers[i] for i in range(80)]
+    assert [fitted["hard-80"].answers[i] for i in range(80)] == [by_teacher.answers[i] for i in range(80)]
     assert fitted["direct_teacher-80"].answers[0] == [1]
 
 
