@@ -93,7 +93,7 @@ def test_the_table_has_a_row_for_each_curve(run):
     assert "| N | 20 | 40 |" in text and "| N | 20 | 80 |" in text
     assert text.count("from the base") == 1 and "other base" not in text
     assert "The teacher of all practice solves 50.0 % of 500 others" in text
-    assert Curves.headline(record).count("%") == 4 and "N = 20 → 80: student after N practice questions " in Curves.headline(record)
+    assert Curves.headline(record).count("%") == 4 and "20 → 80 questions: student " in Curves.headline(record)
 
 
 def test_the_picture_is_drawn(run, tmp_path):

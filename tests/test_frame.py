@@ -525,3 +525,5 @@ def test_a_line_of_readme_holds_all_records_of_an_experiment():
     assert bullet("sums", kind, [small, big]) == "* **Sums**, `--task sums`: up; `--scale big`, one seed: down"
     assert bullet("sums", kind, [big]) == "* **Sums**, `--task sums --scale big`, one seed: down"
     assert bullet("sums", kind, [silent]) == bullet("sums", kind, []) == ""
+    small, big = ({**record, "line": f"{record['line']} (paper: 7, 8)"} for record in (small, big))
+    assert bullet("sums", kind, [small, big]).endswith("`--task sums`: up (paper: 7, 8); `--scale big`, one seed: down")

@@ -28,6 +28,8 @@ from .settings import beside, option
 LINES = {"teacher": "teacher on N scratchpads", "other_base": "the same from the other base",
          "student": "**student after N practice questions**", "hard": "the same on hard labels",
          "direct_teacher": "N true answers, from the teacher", "direct_base": "N true answers, from the base"}
+SHORT = {"teacher": "teacher", "other_base": "from the other base", "student": "student",
+         "hard": "on hard labels", "direct_teacher": "on true answers", "direct_base": "from the base"}
 STEP_BY_STEP, PRACTISED = ("teacher", "other_base"), ("student", "hard")
 
 
@@ -144,12 +146,14 @@ class Curves(Addition):
 
     @classmethod
     def headline(cls, record: Record) -> str:
-        found: dict[str, list[str]] = {}
-        for line, points in curves(record).items():
-            few, many = min(points), max(points)
-            found.setdefault(f"N = {few:,} → {many:,}", []).append(
-                f"{LINES[line].strip('*')} {pm(points[few])} → {pm(points[many])} %")
-        return "; ".join(f"{numbers}: {', '.join(ends)}" for numbers, ends in found.items())
+        parts, found = [], curves(record)
+        for things, lines in (("scratchpads", STEP_BY_STEP), ("questions", list(LINES)[2:])):
+            ends = [(min(found[line]), max(found[line]), line) for line in lines if line in found]
+            for few, many in dict.fromkeys(end[:2] for end in ends):
+                shown = (f"{SHORT[line]} {pm(found[line][few])} → {pm(found[line][many])} %"
+                         for *n, line in ends if n == [few, many])
+                parts.append(f"{few:,} → {many:,} {things}: {', '.join(shown)}")
+        return "; ".join(parts)
 
 
 def curves(record: Record) -> dict[str, dict[int, Any]]:

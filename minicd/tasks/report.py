@@ -37,8 +37,8 @@ def columns(records: Sequence[Record], titles: dict[str, str]) -> str:
 
 
 def made_by(record: Record) -> str:
-    """Seeds, hardware and command; of several commands the first, since results/ has all, and commits."""
-    first, *others = record["command"].split("; ")
+    """Seeds, hardware and command without --publish; of several commands the first: results/ has them all."""
+    first, *others = record["command"].replace(" --publish", "").split("; ")
     on = re.sub(r"\(R\)| Processor|(?<= 1 thread)s", "", record["hardware"]).split("; ")
     machines = on if len(on) == 1 else dict.fromkeys(machine.split(",")[0] for machine in on)
     return f"{count_seeds(record)}{', the first' * bool(others)} by `{first}` on {'; '.join(machines)}"
@@ -212,6 +212,8 @@ def bullet(name: str, kind: Any, records: list[Record]) -> str:
         elif not parts:
             how = f"--task {name} {how}"
         seed = ", one seed" if len(record["seeds"]) == 1 else ""
+        if (paper := re.search(r" \(paper: .*?\)", line)) and paper[0] in "".join(parts):
+            line = line.replace(paper[0], "")  # said once
         parts += [f"`{how}`{seed}: {line}"] * bool(line)
     return f"* **{kind.TITLE.split(' (')[0]}**, {'; '.join(parts)}" if parts else ""
 

@@ -85,7 +85,9 @@ TASK_IDS = """
   among four tasks, chance alone makes about 17 % of it. "Mixed, recursive" shares its first round with
   "mixed".
 * At `--scale smollm2`, four real tasks with labels of their own; two are the paper's. The number stands in a
-  plain language model's prompt: `task 3 : …` and a line "Output:".
+  plain language model's prompt: `task 3 : …` and a line "Output:". With its instruction this model solves
+  none of them: it gives one of a task's two labels to nearly every input, which is right for half of them.
+  So what a number is associated with here is a label; that it takes the *mixed* variant is seen as well.
 """
 
 FACTS = """
