@@ -79,13 +79,6 @@ def saving(dense: float, own: float, unit: str) -> str:
     return f"{ratio:,.{0 if ratio >= 10 else 1 if ratio >= 1 else 2}f}× ({own:,.0f} {unit})"
 
 
-def labelled_table(record: Record) -> str:
-    """Teacher accuracy by number of labelled scratchpads, from bench/labelled.py."""
-    metrics = record["metrics"]
-    row = ["teacher, % of 500 validation questions", *map(pm, metrics.values())]
-    return f"{table(['labelled scratchpads', *metrics], [row])}\n\n{seeds_line(record)}"
-
-
 def parity_table(record: Record) -> str:
     """The largest differences from Hugging Face transformers, from bench/parity.py."""
     head = ["family", "models", "logits, absolute", "÷ their spread", "saved and read back",
@@ -172,5 +165,4 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "bench-parts": ("Losses by parts of the logits", parts_table),
     "bench-practice": ("Ways to practise", practice_table),
     "bench-trade": ("One's own prompt: gained against forgotten", trade_table),
-    "bench-damage": ("Under damage", damage_table),
-    "addition-labelled": ("Labelled scratchpads that the teacher needs", labelled_table)}
+    "bench-damage": ("Under damage", damage_table)}

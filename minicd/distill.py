@@ -8,7 +8,7 @@ import math
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Callable, Sequence
+from typing import Any, Callable, Sequence
 
 import numpy as np
 import torch
@@ -108,14 +108,16 @@ def saved_chunk(path: Path, context: Context, n: int, chunk: int, settings: Prac
 
 def described(part: Examples, context: Context, n: int, chunk: int, settings: PracticeSettings,
               seed: int) -> str:
-    """A checksum of what a chunk depends on but for its teacher's weights.
-
-    Of the templates it is what they make of the first input, of D and f how they are written.
-    """
-    prompts = [template(part.input(0)) for template in (*context.teachers, context.student) if len(part)]
+    """A checksum of what a chunk depends on but for its teacher's weights."""
     size = min(settings.chunk, n - chunk * settings.chunk)
+    return str(checksum(context, [part.input(0)] if len(part) else [], asdict(settings), seed, size))
+
+
+def checksum(context: Context, inputs: list[str], *more: Any) -> int:
+    """Of a context and more: what its templates make of the inputs, and how D and f are written."""
+    prompts = [template(x) for template in (*context.teachers, context.student) for x in inputs]
     sources = [source_digest(function) for function in (context.inputs, context.extract)]
-    return str(zlib.crc32(json.dumps([asdict(settings), seed, size, prompts, sources]).encode()))
+    return zlib.crc32(json.dumps([*more, prompts, sources]).encode())
 
 
 def practice_chunk(teacher: nn.Module, tokenizer: TextTokenizer, context: Context, n: int, chunk: int,
@@ -268,8 +270,8 @@ def distill(student: nn.Module, items: Examples, settings: FitSettings = FitSett
     """Fit p_θ(f(y) | T_s(x)) to the labels, in place (equation 1, `settings.loss`); returns the loss curve.
 
     An epoch is len(items) // batch_size steps, without the items that are left. `evaluate(step, steps)` is
-    called between steps, and may set other weights at the last one. Raises ValueError for items that the
-    model cannot read (`Examples.check`) or whose labels the loss cannot use, and what `fit` raises.
+    called every 20 steps and at the last one, where it may set other weights. Raises ValueError for items
+    that the model cannot read (`Examples.check`) or whose labels the loss cannot use, and what `fit` raises.
     """
     items.check(student.config.vocab_size, getattr(student.config, "max_positions", math.inf))
     check_labels(settings.loss, items.labels.kind)

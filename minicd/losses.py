@@ -120,7 +120,8 @@ class GatherAndLogSumExp(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_z: Tensor, grad_logsumexp: Tensor) -> tuple[Tensor, None]:
         logits, ids, logsumexp = ctx.saved_tensors
-        grad, columns = torch.empty_like(logits), (logsumexp[..., None], grad_logsumexp[..., None])
+        columns = logsumexp[..., None], grad_logsumexp[..., None]
+        grad = torch.empty_like(logits, memory_format=torch.contiguous_format)  # its rows are views
         rows = (t.flatten(0, -2) for t in (logits, ids, grad_z, *columns, grad))
         for z, i, dz, l, dl, out in parts(*rows):
             out.copy_((at_least_fp32(z) - l).exp_().mul_(dl).scatter_add_(-1, i, dz))

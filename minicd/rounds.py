@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .distill import (Context, PracticeSettings, combine_seeds, distill, ensemble_logits, identity, practice,
-                      soft_labels)
+from .distill import (Context, PracticeSettings, checksum, combine_seeds, distill, ensemble_logits, identity,
+                      practice, soft_labels)
 from .labels import Examples, LabelBatch, Ragged, SoftLabels
 from .losses import check_labels, source
 from .runtime.files import all_tensors, atomic_safetensors, open_safetensors
@@ -47,8 +47,8 @@ def rounds(model: nn.Module, tokenizer: TextTokenizer, schedule: Sequence[Sequen
     starts from its student: θ_{n+1} = argmin L_Ωn(θ) from θ_n (equation 3). The teacher is `model`, or with
     `recursive` the student of the round before. With `folder`, a rerun resumes at the round and step where
     it stopped. `name` is the prefix of the progress bars. `evaluate(student, round, step, steps)` is called
-    between steps, as in `distill`. With lora_rank, the student shares embeddings and norms with `model`: copy
-    it before you train it in another way.
+    every 20 steps, as in `distill`. With lora_rank, the student shares embeddings and norms with `model`:
+    copy it before you train it in another way.
     Raises ValueError where the schedule or a round is empty, or the folder another run's, and what `practice`
     and `fit` raise.
     """
@@ -128,6 +128,13 @@ class OnPolicy:
 
     def __len__(self) -> int:
         return self.steps
+
+    @property
+    def digest(self) -> int:
+        """Of what an interrupted run must find again: settings, and what the contexts make of an input."""
+        first = ((c, c.inputs(self.batch_size, np.random.default_rng((self.seed, k)))[:1])
+                 for k, c in enumerate(self.contexts))
+        return combine_seeds(tuple(checksum(c, x, asdict(self.settings)) for c, x in first))
 
     def __getitem__(self, step: int) -> tuple[Tensor, LabelBatch]:
         seed, context = (self.seed, step), self.contexts[step % len(self.contexts)]

@@ -274,7 +274,8 @@ def fit(model: nn.Module, batches: BatchSource, settings: FitSettings, *, seed: 
     With `checkpoint`, the state is written there every `save_every` seconds, and a rerun after Ctrl-C or a
     kill resumes from it, on the CPU bit for bit as if it had never stopped. (Two runs in fp32 may differ in
     rounding, since large layers measure at first which product is faster. On CUDA attention adds gradients up
-    in no fixed order, so there two runs are never quite equal.) `evaluate(step)` is called between steps.
+    in no fixed order, so there two runs are never quite equal.) `evaluate(step)` is called
+    every CHECK_EVERY steps and at the last.
     Raises FloatingPointError on a non-finite loss, ValueError for a damaged or another run's checkpoint.
     """
     set_dropout(model, settings.dropout)

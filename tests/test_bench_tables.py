@@ -28,7 +28,7 @@ def test_a_record_of_today_has_a_table(name):
     text = TABLES[name][1](record)
     widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
     assert len(widths) == 1 and record["commit"] in text and record["command"] in text
-    if name not in ("bench-labels", "bench-parts", "bench-practice", "bench-trade", "addition-labelled", "bench-damage"):  # not a row for each result
+    if name not in ("bench-labels", "bench-parts", "bench-practice", "bench-trade", "bench-damage"):  # not a row for each result
         assert text.count("\n|") == len(record["results"]) + 1
 
 
@@ -57,13 +57,6 @@ def test_costs_of_labels():
                           "| label of a token in the file: exact | 0.50× (2,400 bytes) |",
                           "| loss and gradient: dense KL | 1.0× (500 MiB), 1.0× (30 ms) |",
                           "| loss and gradient: hard | 5.0× (100 MiB), 0.50× (60 ms) |"]
-
-
-def test_labelled_scratchpads():
-    table = lines("addition-labelled", metrics={"250": spread(80.04), "1000": spread(99.5)})
-    assert table[0] == "| labelled scratchpads | 250 | 1000 |"
-    assert table[2:] == ["| teacher, % of 500 validation questions | 80.0 ± 0.2 | 99.5 ± 0.2 |", "",
-                         "(2 seeds, a machine, PyTorch 2.0, commit abc, `python -m bench.x`.)"]
 
 
 def test_parity():

@@ -93,7 +93,7 @@ def test_the_table_has_a_row_for_each_curve(run):
     assert "| N | 20 | 40 |" in text and "| N | 20 | 80 |" in text
     assert text.count("from the base") == 1 and "other base" not in text
     assert "The teacher of all practice solves 50.0 % of 500 others" in text
-    assert Curves.headline(record).count("%") == 4 and "20 → 80 questions: student " in Curves.headline(record)
+    assert Curves.headline(record).count(" → ") == 6 and "20 → 80 questions: student " in Curves.headline(record)
 
 
 def test_the_picture_is_drawn(run, tmp_path):
@@ -117,6 +117,7 @@ def test_the_first_items_are_those_of_practice():
 
 @pytest.mark.parametrize("changes, sentence", [
     ({"lines": "teacher,tutor"}, "--lines tutor: choose from teacher, other_base"),
+    ({"lines": "other_base"}, "--lines other_base needs that base: --other-base FOLDER"),
     ({"budgets": [0]}, "--budgets 0: it must be at least 1")])
 def test_curves_that_cannot_be(changes, sentence):
     with pytest.raises(ValueError, match=sentence):

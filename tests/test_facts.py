@@ -5,6 +5,7 @@ import json
 import math
 import re
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,6 +78,7 @@ def test_the_distance_from_a_curve_at_equal_paraphrase_score():
     curve = [[[80, 0, 40, 0]], [[20, 0, 100, 0]]]
     assert at_equal_paraphrase([[50, 0, 90, 0]], curve) == pytest.approx(90 - 70)
     assert at_equal_paraphrase([[95, 0, 50, 0]], curve) == pytest.approx(50 - 40)  # beyond its end: with its end
+    assert at_equal_paraphrase([[95, 0, 50, 0]], [*curve, [[80, 0, 10, 0]]]) == pytest.approx(50 - 40)  # of equal ones the best
 
 
 def test_objects_of_several_tokens_against_the_logits(folder):
@@ -86,6 +88,10 @@ def test_objects_of_several_tokens_against_the_logits(folder):
     ids = tokenizer.encode(" ab c")
     [logits] = score(model, [tokenizer.encode("The end of x is")], [ids])
     assert long == pytest.approx(float(logits.softmax(-1)[range(len(ids)), ids].prod()), rel=1e-4) and 0 < long < short
+    rounded = model.bfloat16()
+    found = probabilities(rounded, tokenizer, ["The end of x is"], ["ab c", "d"])
+    assert found == probabilities(deepcopy(rounded).float(), tokenizer, ["The end of x is"], ["ab c", "d"])
+    assert next(rounded.parameters()).dtype == torch.bfloat16
     with pytest.raises(ValueError, match="no token for the object ''"):
         probabilities(model, word_tokenizer(["x"]), ["x"], [""])
 

@@ -8,7 +8,8 @@ from helpers import tiny_decoder, tiny_t5
 from test_training import CHECK_EVERY, STEPS, Batches, interrupted_at, same_weights, settings
 
 from minicd.runtime.half import Working
-from minicd.runtime.lora import copy_to_train
+from minicd.runtime.lora import adapters, copy_to_train
+from minicd.sampling import generate
 from minicd.tasks.folder import RunFolder
 from minicd.tasks.own import Own, OwnSettings
 from minicd.training import Run, fit
@@ -87,6 +88,15 @@ def test_adapters_share_the_weights_that_stay(model):
     prompts, labels = Batches()[0]
     with torch.no_grad():
         assert student(prompts, labels.tokens).dtype == torch.bfloat16  # all weights fit together
+
+
+def test_a_student_with_adapters_answers_while_it_trains(model):
+    """As on policy, without autocast: its masters are of another precision than the weights that stay."""
+    with adapters(student := model.bfloat16(), 2, seed=0):
+        masters = [p for name, p in student.named_parameters() if "lora" in name]
+        for parameter in masters:
+            parameter.data = parameter.data.float()
+        assert masters and len(generate(student, [[1, 2, 3]], 4, precision=None)) == 1
 
 
 def test_the_teacher_of_a_run_has_weights_of_half_precision(tmp_path):

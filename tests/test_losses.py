@@ -124,6 +124,17 @@ def test_every_loss_takes_half_precision_logits_as_they_are(name):
     assert torch.autograd.grad(values.sum(), z)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("loss", [empirical, hard])
+def test_logits_may_lie_in_any_order_in_memory(loss):
+    """Of a model that has time before batch, for instance."""
+    z = torch.randn(4, 3, 7).transpose(0, 1)
+    tokens = torch.randint(7, (3, 4))
+    labels = LabelBatch(tokens, tokens[..., None], torch.ones(3, 4, 1), torch.ones(3, 4, dtype=torch.bool))
+    strided, plain = (x.detach().requires_grad_() for x in (z, z.contiguous()))
+    assert not strided.is_contiguous()
+    assert torch.equal(*(torch.autograd.grad(loss(x, labels).sum(), x)[0] for x in (strided, plain)))
+
+
 def test_mean_over_tokens_by_hand():
     per_token = torch.tensor([[1.0, 2.0], [4.0, 99.0]])
     mask = torch.tensor([[True, True], [True, False]])

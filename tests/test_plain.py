@@ -129,6 +129,12 @@ def test_near_copies_have_the_same_words():
     assert "is it SO" in known and "a b." in known and "is so it" not in known and "ab" not in known
 
 
+def test_sums_with_other_signs_are_no_near_copies():
+    known = NearCopies(["3 + 4", "2x > 1", "a well-known fact - so", ":-)"])
+    assert "3+4." in known and "A well known fact: so" in known and ":-)" in known
+    assert not any(text in known for text in ("3 - 4", "3 * 4", "2x < 1", "2x = 1", ":-("))
+
+
 def test_the_collection_is_read_without_its_training_tasks(tmp_path):
     assert official_tests(tmp_path / "tasks") is None
     (tmp_path / "splits" / "default").mkdir(parents=True)

@@ -1,6 +1,7 @@
 """Rounds of distillation, ensembles of teacher prompts, and on-policy batches, on a random T5 and toy contexts."""
 
 import sys
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
 
@@ -269,6 +270,18 @@ def test_on_policy_needs_the_identity_extractor(base):
 
 ON_POLICY = RoundSettings(PracticeSettings(labels="exact", max_new_tokens=6), replace(SETTINGS.fit, lr=3e-3, loss="reverse"),
                           items=60, epochs=2.0, on_policy=True)
+
+
+@pytest.mark.parametrize("temperature, prompt, same", [(1.0, "one", True), (0.5, "one", False), (1.0, "two", False)])
+def test_an_interrupted_round_on_policy_goes_on_with_its_settings_and_prompts(base, tmp_path, temperature, prompt, same):
+    def stop(*where):
+        raise KeyboardInterrupt
+    settings = replace(ON_POLICY, items=200, epochs=1.0, save_every=0.0, fit=replace(ON_POLICY.fit, batch_size=8))
+    with pytest.raises(KeyboardInterrupt):  # at step 20, when the one before is on disk
+        rounds(base, TOKENIZER, [[ONE]], settings, folder=tmp_path, evaluate=stop)
+    changed = replace(settings, practice=replace(settings.practice, temperature=temperature))
+    with nullcontext() if same else pytest.raises(ValueError, match="other settings, data or loss"):
+        rounds(base, TOKENIZER, [[replace(ONE, teacher=lambda x: f"{prompt} {x}")]], changed, folder=tmp_path)
 
 
 def test_on_policy_contexts_take_turns(base):

@@ -52,9 +52,9 @@ def at_equal_paraphrase(student: Points, others: Sequence[Points]) -> float:
     `others` are points of a curve, such as one method at several learning rates; between them it is linear.
     A student that paraphrases better than all of them is compared with the best of them.
     """
-    means = sorted((tuple(mean_scores(points)[[0, 2]]) for points in others), key=lambda mean: mean[0])
+    means = dict(sorted(tuple(mean_scores(points)[[0, 2]]) for points in others))  # of equal ones the best
     paraphrase, _, neighbourhood, _ = mean_scores(student)
-    return float(neighbourhood - np.interp(paraphrase, *zip(*means)))
+    return float(neighbourhood - np.interp(paraphrase, list(means), list(means.values())))
 
 
 def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:

@@ -28,7 +28,8 @@ class LowRank(nn.Linear):
         self.lora_b = nn.Parameter(like.new_zeros(self.out_features, rank))
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + self.scale * F.linear(F.linear(x, self.lora_a), self.lora_b)
+        a, b = self.lora_a.to(x.dtype), self.lora_b.to(x.dtype)  # fp32 masters beside a W in bf16
+        return super().forward(x) + self.scale * F.linear(F.linear(x, a), b)
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:

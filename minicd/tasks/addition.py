@@ -56,7 +56,7 @@ def direct_examples(questions: list[str], tokenizer: TextTokenizer, form: str) -
 class AdditionSettings(DistillSettings):
     """One seed of the experiment. The defaults are the pocket scale; `paper` is the paper's recipe."""
 
-    max_digits: int = option(8, "longest operands", least=1, most=18, unit="digits")
+    max_digits: int = option(8, "longest operands", least=3, most=18, unit="digits")
     scratchpad: str = option("compact", "format: compact, nye (the paper's), or lines: one a column, digits "
                              "without spaces, for tokenizers that split them", choices=FORMS)
     train_questions: int = option(499, "labelled, for teacher and baselines alike", least=1, most=10**6,

@@ -28,7 +28,7 @@ from .settings import beside, option
 LINES = {"teacher": "teacher on N scratchpads", "other_base": "the same from the other base",
          "student": "**student after N practice questions**", "hard": "the same on hard labels",
          "direct_teacher": "N true answers, from the teacher", "direct_base": "N true answers, from the base"}
-SHORT = {"teacher": "teacher", "other_base": "from the other base", "student": "student",
+SHORT = {"teacher": "teacher", "other_base": "from another base", "student": "student",
          "hard": "on hard labels", "direct_teacher": "on true answers", "direct_base": "from the base"}
 STEP_BY_STEP, PRACTISED = ("teacher", "other_base"), ("student", "hard")
 
@@ -51,6 +51,8 @@ class CurveSettings(AdditionSettings):
         unknown = [line for line in self.lines.split(",") if line not in LINES]
         if unknown:
             raise ValueError(f"--lines {unknown[0]}: choose from {', '.join(LINES)}")
+        if "other_base" in self.lines.split(",") and not self.other_base:
+            raise ValueError("--lines other_base needs that base: --other-base FOLDER")
 
 
 class Curves(Addition):
@@ -150,10 +152,10 @@ class Curves(Addition):
         for things, lines in (("scratchpads", STEP_BY_STEP), ("questions", list(LINES)[2:])):
             ends = [(min(found[line]), max(found[line]), line) for line in lines if line in found]
             for few, many in dict.fromkeys(end[:2] for end in ends):
-                shown = (f"{SHORT[line]} {pm(found[line][few])} → {pm(found[line][many])} %"
+                shown = (f"{SHORT[line]} {found[line][few]['mean']:.1f} → {found[line][many]['mean']:.1f}"
                          for *n, line in ends if n == [few, many])
                 parts.append(f"{few:,} → {many:,} {things}: {', '.join(shown)}")
-        return "; ".join(parts)
+        return "; ".join(parts) + " %"
 
 
 def curves(record: Record) -> dict[str, dict[int, Any]]:

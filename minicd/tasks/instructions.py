@@ -177,7 +177,9 @@ class Instructions(TaskExperiment):
         columns = {"after_pool": "after, pool", "token_ratio": "tokens ÷"}
         names = [name for name in ROWS if name in record["metrics"]]
         rows = [[task, *(f"{row[name]:.1f}" for name in names)] for task, row in record["by_task"].items()]
-        return "\n\n".join([f"Rouge-L, mean of {len(rows)} tasks, {seeds_of(record)}",
+        tasks = record["settings"].get("tasks", len(rows))
+        each = f" a seed, {len(rows)} in all" if tasks < len(rows) else ""
+        return "\n\n".join([f"Rouge-L, mean of {tasks} tasks{each}, {seeds_of(record)}",
                             against_paper(record, ROWS),
                             table(["task", *(columns.get(name, name) for name in names)], rows)])
 
@@ -185,7 +187,7 @@ class Instructions(TaskExperiment):
     def front(cls, records: list[Record]) -> str:
         """A table as soon as a real model has been there."""
         real = any(record["scale"] != "pocket" for record in records)
-        return columns(records, ROWS) if real else ""
+        return columns(records, ROWS, "Rouge-L") if real else ""
 
     @classmethod
     def headline(cls, record: Record) -> str:

@@ -1,9 +1,9 @@
 """Your own prompt into your own model: the contexts of a file are practised, distilled and measured.
 
-contexts_file.py says what a file holds. A tenth of each context's inputs, at least 50, is never practised,
-unless the file has tests of its own. On these the model answers greedily under the teacher's prompt, and the
-student is measured along the answers, before and after; on unrelated prompts, how far it moved away from the
-model that it was.
+contexts_file.py says what a file holds. A tenth of each context's inputs, at least 50 and at most half, is
+never practised, unless the file has tests of its own; up to 32 more are for the curve alone. On these the
+model answers greedily under the teacher's prompt, and the student is measured along the answers, before and
+after; on unrelated prompts, how far it moved away from the model that it was.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class OwnSettings(DistillSettings):
                         unit="inputs")
     max_new_tokens: int = option(LONGEST, "longest completion", least=1, most=100_000, unit="tokens")
     most_tests: int = option(200, "held-out inputs of each context to measure", least=1, unit="inputs")
-    curve_every: int = option(20, "between points of the validation curve; 0: none", least=0, unit="steps")
+    curve_every: int = option(20, "between points of the validation curve, in twenties; 0: none", least=0,
+                             unit="steps")
     supervised: bool = option(False, "besides, a student of the teacher's text alone, without soft labels")
     stop_at_best: bool = option(False, "end each round with the weights of its point with the least mean KL")
 

@@ -25,7 +25,7 @@ def against_paper(record: Record, titles: dict[str, str]) -> str:
     return table(["", "minicd", "paper"], rows)
 
 
-def columns(records: Sequence[Record], titles: dict[str, str]) -> str:
+def columns(records: Sequence[Record], titles: dict[str, str], unit: str = "") -> str:
     """The paper's figures beside those of several records, and how each was made."""
     names = [COLUMNS.get(record["scale"], record["scale"]) for record in records]
     rows = [[title, records[0]["paper"].get(name, ""),
@@ -33,7 +33,8 @@ def columns(records: Sequence[Record], titles: dict[str, str]) -> str:
             for name, title in titles.items() if any(name in record["metrics"] for record in records)]
     minutes = [least_to_most(record["minutes"]["total"]) for record in records]
     runs = "\n".join(f"* {name}: {made_by(record)}" for name, record in zip(names, records))
-    return f"{table(['', 'paper', *names], [*rows, ['minutes a seed, all stages', '', *minutes]])}\n\n{runs}"
+    rows.append(["minutes a seed, all stages", "", *minutes])
+    return f"{table([unit, 'paper', *names], rows)}\n\n{runs}"
 
 
 def made_by(record: Record) -> str:

@@ -124,7 +124,8 @@ def range_of(field: Any) -> str:
 class RunSettings:
     """Settings of every experiment. A subclass may give its fields other defaults."""
 
-    scale: str = option("pocket", "pocket, or another preset of the experiment; flags change its settings")
+    scale: str = option("pocket", "pocket, or another preset of the experiment: a wrong name gives the "
+                        "list; flags change its settings")
     precision: str = option("auto", "bf16, fp32, or auto: what is fast on this machine; bf16-weights: not "
                             "just products, the weights, too, beside fp32 masters of those that learn",
                             choices=PRECISIONS)

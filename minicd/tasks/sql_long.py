@@ -1,4 +1,4 @@
-"""More examples than the window holds are internalised (hypothesis 5; paper, section 3.2, "long contexts").
+"""More examples than the prompt shows are internalised (hypothesis 5; paper, section 3.2, "long contexts").
 
 No prompt may have more than 4 of a database's 8 examples. The teacher's prompts are 8 random fours of them,
 whose probabilities are averaged; the student sees the first four, too. And what the choice of round costs:
@@ -46,7 +46,7 @@ class LongSettings(SqlTaskSettings):
 class LongSql(SqlExperiment):
     """Exact set match before and after, over databases."""
 
-    TITLE = "More examples than the window holds (hypothesis 5)"
+    TITLE = "More examples than the prompt shows (hypothesis 5)"
     DIFFERS = differs.SQL_LONG
     Settings = LongSettings
     SCALES = {"pocket": {}, "spider": SPIDER}

@@ -130,5 +130,5 @@ class TaskIds(TaskExperiment):
     def headline(cls, record: Record) -> str:
         right, wrong, teacher = (pm(record["metrics"][name]) for name in (
             "mixed_correct_2", "mixed_wrong_2", "teacher"))
-        return (f"after the shuffle {right} % with the right number, {wrong} % with a wrong one, teacher "
-                f"{teacher} (paper: 70, 16, 81)")
+        return (f"after the shuffle {right} % by the right number, {wrong} by a wrong one, teacher {teacher} "
+                "(paper: 70, 16, 81)")

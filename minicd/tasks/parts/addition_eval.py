@@ -14,8 +14,8 @@ from ...metrics import exact_match
 from ...sampling import generate
 from ...tokenizer import TextTokenizer
 from ..settings import EvalSettings, option
-from .addition_questions import (FORMS, answer, carry_run, digits, final_answer, joined, split_of,
-                                 test_questions)
+from .addition_questions import (FORMS, answer, carry_run, digits, final_answer, joined, longest_scratchpad,
+                                 split_of, test_questions)
 from .inputs import tell_unknown_words
 
 
@@ -66,7 +66,12 @@ class AdditionEval(EvalSettings):
                                     least=1, most=18, unit="digits")
     scratchpad: str | None = option(None, "how questions are written; as in the model's run unless told "
                                     "otherwise", choices=FORMS)
-    max_new_tokens: int = option(256, "longest completion", least=1, most=4096, unit="tokens")
+    max_new_tokens: int | None = option(None, "longest completion; unless told otherwise, what the longest "
+                                        "scratchpad needs", least=1, most=4096, unit="tokens")
+
+    def longest(self, tokenizer: TextTokenizer, max_digits: int) -> int:
+        form = self.scratchpad or "compact"
+        return self.max_new_tokens or longest_scratchpad(tokenizer, form, max_digits) + 4
 
 
 def ask(model: nn.Module, tokenizer: TextTokenizer, question: str, settings: AdditionEval) -> str:
@@ -79,7 +84,8 @@ def ask(model: nn.Module, tokenizer: TextTokenizer, question: str, settings: Add
     form = FORMS[settings.scratchpad or "compact"]
     prompt = (form.teacher if settings.step_by_step else form.student)(spaced)
     tell_unknown_words(tokenizer, prompt)
-    answers = generate(model, [tokenizer.encode(prompt)], settings.max_new_tokens, temperature=0,
+    longest = settings.longest(tokenizer, max(map(len, sides)))
+    answers = generate(model, [tokenizer.encode(prompt)], longest, temperature=0,
                        precision=settings.precision)
     text = tokenizer.decode(answers[0])
     return text if settings.step_by_step else text.replace(" ", "")
@@ -90,7 +96,7 @@ def examine(model: nn.Module, tokenizer: TextTokenizer, settings: AdditionEval, 
     longest, form = settings.max_digits or 8, settings.scratchpad or "compact"
     questions = test_questions(settings.questions, longest)
     check_unseen(questions, folder.parent, tokenizer, form)
-    score = evaluate(model, tokenizer, questions, settings.step_by_step, settings.max_new_tokens,
+    score = evaluate(model, tokenizer, questions, settings.step_by_step, settings.longest(tokenizer, longest),
                      precision=settings.precision, form=form)
     return (f"exact match on {len(questions)} unseen questions of up to {longest} digits: "
             f"{score['accuracy']:.2f} %, "

@@ -1,7 +1,7 @@
 """Contexts files: (D, T_t, T_s, f) of the paper's section 2.1, written in TOML or JSON instead of Python.
 
     model = "data/smollm2"                     # where --model is not given
-    rounds = [["support"], ["facts"]]          # by name; all at once unless given
+    rounds = [["support"], ["support"]]        # by name; all at once unless given
     recursive = false
     plain = true                               # a plain language model: its answers end with their line
 
@@ -13,12 +13,15 @@
                                                # {examples = ["…"], write = 200}: the model writes more
     answer = {after = "Answer:"}               # f; or "everything" (default), {between = ["<a>", "</a>"]},
                                                # {pattern = "a regular expression with a (group)"}
-    tests = "tests.txt"                        # inputs to measure on; else a tenth of D, at least 50
+    tests = "tests.txt"                        # inputs to measure on; else a tenth of D, at least 50,
+                                               # at most half of it
     rules = {ends_with = "Yours, X", never = ["sorry"], pattern = "^[A-Z]"}  # which answers are to keep
 
 With `self_study = true` beside `write`, the model reads the teacher's prompt up to {input} while it writes:
 questions about a page that stands there. `rules` are measured, not taught; what an answer must never have is
 looked for in capitals and inside words, too.
+data/pocket knows the words of data/world/lists.py alone, in prompts such as `reverse : a b c`; what a model
+does not know is named in the item that is shown first.
 `unrelated`, inputs too, are prompts on which nothing should change; `template` holds further variables of the
 chat template, the same for teacher and student. Relative paths start at the file, a model's at the project.
 """

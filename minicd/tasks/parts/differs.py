@@ -12,12 +12,15 @@ ADDITION = """
   short ones, and the student learns long additions from short ones. At pocket scale there are 60,000, for a
   student that is a hundredth of the paper's in size; the authors' code has 10,000.
 * **Training** at pocket scale: Muon for the matrices inside the layers and AdamW for the rest, with warm-up
-  and a late decay; the paper has AdamW with a constant rate (`--scale paper`). The teacher has 80 epochs in
-  batches of 32 with dropout 0.1 and the baselines 50, instead of 1,000 in batches of 8: on validation
-  questions, 100 were no better for the baselines ([LOG.md](LOG.md)). A token's loss is divided by the mean
-  number of answer tokens a batch, so that it weighs the same in batches of short and of long answers.
-* **The baselines** get much further in the paper and at `--scale smollm2`: a pretrained model makes something
-  of 499 direct answers, the small model memorises them (`final_losses` in the record).
+  and a late decay; the paper has AdamW with a constant rate (`--scale paper`, which has the numbers of the
+  authors' code; the paper's own appendix B.3 has 4,096 practice items in batches of 16 where it says nothing
+  else). The teacher has 80 epochs in batches of 32 with dropout 0.1 and the baselines 50, instead of 1,000 in
+  batches of 8: on validation questions, 100 were no better for the baselines ([LOG.md](LOG.md)). A token's
+  loss is divided by the mean number of answer tokens a batch, so that it weighs the same in batches of short
+  and of long answers.
+* **The baselines** get much further in the paper and at `--scale smollm2`: a large pretrained model fits 499
+  direct answers and makes something of them, the small one does not even fit them in its 50 passes
+  (`final_losses` in the record), and with 100 it was no better.
 * **Scratchpad**: one step a column; `--scratchpad nye` is the paper's. In ours, the `#` around the answer
   have spaces, because T5's tokenizer has tokens such as `#1`, from which no slice could cut the answer.
 * **The stop token** after f(y) is a hard label: f cuts it off, and the student must learn to stop.
@@ -35,7 +38,8 @@ CURVES = """
 * The paper has one point of each curve. Every point is a model of its own, with as many steps as its
   row of the table, so that with few questions they are repeated more often.
 * The teachers' curve from the other base shows what a base brings to 499 labels: `data/pocket` saw the form
-  of the scratchpad in its pretraining (with other operations), the other one did not.
+  of the scratchpad in its pretraining (with other operations), the other one did not, and learns none in as
+  many steps. `python train.py --task pocket --base lists --plain --out runs/plain` makes it.
 * At `--scale smollm2` there are the students' curves alone, of one teacher: on soft labels of 100 samples,
   and on hard ones, the token that the teacher wrote, which is what the authors' code has in this experiment.
 """
@@ -102,8 +106,8 @@ FACTS = """
 * **The teacher's prompt** has the new fact and, if that is best on other edits, that nothing else changes,
   true sentences on other subjects, and explanations. By rule: GPT-3 wrote the paper's demonstrations.
 * **Inputs**: prompts by templates, one half on the edited subject, a quarter on other subjects of its
-  relation, a quarter of other relations; no tested prompt is among them, nor a tested one's subject. In the
-  second variant the model writes questions about the new fact and about other facts, and practises its
+  relation, a quarter of other relations; no tested prompt is among them, nor a tested neighbour's subject. In
+  the second variant the model writes questions about the new fact and about other facts, and practises its
   answers. The paper's model wrote its inputs, too.
 * **Distilling** takes 1,024 inputs an edit and 8 tokens of each completion, 4 epochs in batches of 16, so
   256 steps, as many as the paper's 4,096 inputs in one; where one student takes all edits, 96 inputs of
@@ -117,7 +121,8 @@ CONTROL = """
   prompt shows it examples of reviews that change their mind, where the paper's instruction sufficed for
   TK-Instruct. It is chosen from six on validation beginnings. Completions have at most 40 tokens and are
   sampled at temperature 1.
-* **Both directions**: the paper has good endings of bad beginnings only.
+* **Both directions**: the paper steers to good endings of bad beginnings only; its other row,
+  "neutral" (before .24, teacher .54, after .34), is left out.
 * **Beginnings** are written by the model after two dozen of ours, about films, books, food and things,
   instead of IMDB's film reviews; with `--data`, first halves of real sentences are a second test
   set. A hash of its words puts each into practice, validation or test.
@@ -141,15 +146,15 @@ TRANSFER = """
   published run has half of the practice answers, and its student's items have the teacher's own answers as
   soft labels (`--item-answers teacher`): the 28 training tasks at hand are few, and a student that learnt
   their true answers forgot more of the other tasks (results/LOG.md). They hold 2,563 short items, which come
-  again where more are wanted, answered anew.
+  again where more are wanted, answered anew. The command's `--reuse` only saves the teacher: leave it out.
   Items of more than 256 tokens, of the category Mathematics, and with five words in a row as in a word
   problem are left out. Without `--data` they are the pocket world's.
 * **Rouge-L** is the mean over the test tasks, with the first 100 instances of each; answers end with
   their line.
 * **Word problems** are our own: 200 from 15 templates. The first number of an answer counts. Their prompt,
-  with or without two worked problems, is the one under which the student before solves most of 98 other
-  problems from other templates. Operands have equal lengths of one to three digits, as in practice; nobody
-  practises one of their sums, in either order.
+  with or without two worked problems, is the best of four for the student before on 98 problems from other
+  templates (in the published run all four solve none). Operands have equal lengths of one to three digits, as
+  in practice; nobody practises one of their sums, in either order.
 * **Scratchpads** have one line a column; digits have no spaces, since this tokenizer splits them. At
   inference both prompts have two worked examples of their kind, which were never practised.
 """
@@ -158,11 +163,12 @@ SQL = """
 * **The base** at pocket scale is our own decoder of 0.85 million parameters instead of Incoder-6.7B. Its
   pretraining had the form of the task: generated databases with questions and queries one after another.
   The databases of the experiment were never in it; a hash of their content keeps them apart.
-* **The databases** are generated, too: what a question means depends on words and on a condition that are a
-  database's own, and only examples tell. Questions are from a dozen templates, queries have one table.
-* **A student for each database**, on 300 unlabelled questions of it, 6 epochs, AdamW at 1e-3, instead of one
-  epoch of 4,096 at 1e-4. The examples and the unlabelled questions are drawn anew for each seed; the first
-  third of a database's questions is for tests and the same for all.
+* **The databases** at pocket scale are generated, too: what a question means depends on words and on a
+  condition that are a database's own, and only examples tell. Questions are from a dozen templates, queries
+  have one table.
+* **A student for each database**, at pocket scale on 300 unlabelled questions of it, 6 epochs, AdamW at 1e-3,
+  instead of one epoch of 4,096 at 1e-4. The examples and the unlabelled questions are drawn anew for each
+  seed; the first third of a database's questions is for tests and the same for all.
 * **Gradient descent** starts from the same base with the same optimiser, on one batch of all examples for 25
   epochs at a constant rate. The best of five rates is taken, chosen on four other databases, one for the best
   epoch and one for the last. The best epoch is chosen on the test questions, as in the paper, but here for
@@ -170,13 +176,19 @@ SQL = """
 * **The right result** is not the paper's measure: exact set match does not look at values, the results do.
 * At `--scale spider`, SmolLM2-135M is first tuned on 1,000 questions of the other databases with none to
   eight examples in the prompt, since by itself it writes almost no right query. These databases also choose
-  the rates of gradient descent. SPIDER's files hold no rows, so only exact set match can be measured.
+  the rates of gradient descent. SPIDER's files hold no rows, so only exact set match can be measured. A
+  student has 120 unlabelled questions, 3 epochs in batches of 16 at 1e-4; at most 25 questions of a database
+  are tested, and gradient descent's best epoch is looked for in every fifth. The result is not the paper's:
+  examples in the prompt bring this model next to nothing, so there is little to internalise, and gradient
+  descent on them does better.
 """
 
 SQL_LONG = """
 * The pocket model's window would hold all eight examples, which one row shows for comparison; all other
-  prompts have four. The paper took databases with long schemas, which left no room for more. These have eight
-  columns with a jargon word each, of which four examples seldom have all.
+  prompts have four. The paper took four databases with long schemas, which left no room for more. These have
+  eight columns with a jargon word each, of which four examples seldom have all.
+* The teacher's row is the mean over prompts with four of the examples; the paper decodes greedily from the
+  average of eight such prompts, and has two students a database with other examples in their prompts.
 * Answers are sampled from a random one of the teacher's prompts, and labelled by the average of all. Of these
   random fours every second one has the examples that the one before it lacks.
 * The three kinds of rounds are not in the paper's experiment. Their students see no examples, since a

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Sequence
 
+import torch
 from torch import nn
 
 from ...distill import Template
@@ -40,7 +42,8 @@ def probabilities(model: nn.Module, tokenizer: TextTokenizer, prompts: Sequence[
         if not ids:
             raise ValueError(f"the model's tokenizer has no token for the object {text!r}")
     pairs = [(prompt, answers[text]) for prompt in tokenizer.encode_all(prompts) for text in objects]
-    logits = score(model, *map(list, zip(*pairs)), precision="fp32")
+    exact = model if next(model.parameters()).dtype == torch.float32 else deepcopy(model).float()
+    logits = score(exact, *map(list, zip(*pairs)), precision="fp32")
     found = [math.exp(log_probability(rows, ids)) for rows, (_, ids) in zip(logits, pairs)]
     return [found[i : i + len(objects)] for i in range(0, len(found), len(objects))]
 

@@ -86,19 +86,28 @@ def until_enough(n: int, ask: Callable[[int], list[Text]]) -> list[Text]:
 
 
 class NearCopies(Container[str]):
-    """Texts, and those with the same words: case, spaces and punctuation do not count."""
+    """Texts, and those with the same words: case, spaces and punctuation do not count.
+
+    But the sign before a number does, and of a text without words all.
+    """
 
     def __init__(self, texts: Iterable[str]):
-        self.known = {words(text) for text in texts}
+        self.known = {essence(text) for text in texts}
 
     def __contains__(self, text: object) -> bool:
-        return words(str(text)) in self.known
+        return essence(str(text)) in self.known
 
     def add(self, text: str) -> bool:
         """Whether the text is new, which it is not the next time."""
         before = len(self.known)
-        self.known.add(words(text))
+        self.known.add(essence(text))
         return len(self.known) > before
+
+
+def essence(text: str) -> tuple[str, ...]:
+    """By which near copies are known."""
+    found = re.findall(r"\w+|[-+−*×/÷^<=>%](?=\s*\d)", text.lower())
+    return tuple(found or text.split())
 
 
 def words(text: str) -> tuple[str, ...]:
