@@ -298,8 +298,11 @@ def test_what_cannot_be_run_is_named(name, words, message, pocket_model, train, 
 def test_reports():
     """The tables name every row, with a figure beside the paper's."""
     figures = dict.fromkeys(Instructions.PAPER, 12.34)
-    table = Instructions.table({"seeds": [0, 1], "scale": "pocket", "by_task": {"t1": figures}, "paper": Instructions.PAPER,
-                                "metrics": {name: spread([10.0, 20.0]) for name in Instructions.PAPER}})
+    record = {"seeds": [0, 1], "scale": "pocket", "by_task": {"t1": figures, "t2": figures}, "paper": Instructions.PAPER,
+              "settings": {"tasks": 2}, "metrics": {name: spread([10.0, 20.0]) for name in Instructions.PAPER}}
+    table = Instructions.table(record)
+    assert "Rouge-L, mean of 2 tasks, 2 seeds" in table
+    assert "mean of 1 tasks a seed, 2 in all, 2 seeds" in Instructions.table(record | {"settings": {"tasks": 1}})
     assert "| **student after** | 15.0 ± 7.1 | 34.7 |" in table and "| t1 | 12.3 | 12.3 | 12.3 | 12.3 |" in table
     record = {"seeds": [0], "scale": "pocket", "points": {"t": (1.0, 2.0)}, "metrics": {"correlation": spread([0.5])},
               "mean_margins": {"correlation": 0.5, "p_value": 0.01, "without_largest": -0.25}}

@@ -221,8 +221,7 @@ def test_where_memory_ends_the_program_says_so(error):
 
 
 @pytest.mark.parametrize("program, words, sentence", [
-    ("labelled", ["--budgets", "0"], "argument --budgets: 0 is not between 1 and 1e+09"),
-    ("labelled", ["--jobs", "-1"], "argument --jobs: -1 is not between"), ("parity", ["--seed", "-1"], "argument --seed: -1 is not"),
+    ("practice", ["--steps", "0"], "argument --steps: 0 is not between 1 and 1e+09"), ("parity", ["--seed", "-1"], "argument --seed: -1 is not"),
     ("labels", ["--seeds", "99999999999"], "argument --seeds: 99999999999 is not"), ("train", ["--rounds", "0"], "--rounds: 0 is not"),
     ("train", ["--temperature", "nan"], "--temperature: nan is not"), ("sampling", ["--batch", "1" * 30], "argument --batch: 111")])
 def test_flags_of_the_benchmarks(monkeypatch, program, words, sentence):
