@@ -82,6 +82,7 @@ def test_hard_labels_are_the_teachers_answers_not_the_true_ones(run, monkeypatch
         items, answers=Ragged.of([[1]] * len(items)), labels=SoftLabels.one_hot(torch.ones(len(items), dtype=torch.int32))))
     record = run(lines="student,hard,direct_teacher", budgets=[80])
     assert list(record["metrics"]) == ["student-80", "hard-80", "direct_teacher-80"]
+    assert Curves.headline(record).startswith("80 → 80 questions: student ")
     assert list(fitted) == ["hard-80", "direct_teacher-80"]  # the student is there already
     assert [fitted["hard-80"].answers[i] for i in range(80)] == [by_teacher.answers[i] for i in range(80)]
     assert fitted["direct_teacher-80"].answers[0] == [1]

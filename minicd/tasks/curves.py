@@ -31,6 +31,7 @@ LINES = {"teacher": "teacher on N scratchpads", "other_base": "the same from the
 SHORT = {"teacher": "teacher", "other_base": "from another base", "student": "student",
          "hard": "on hard labels", "direct_teacher": "on true answers", "direct_base": "from the base"}
 STEP_BY_STEP, PRACTISED = ("teacher", "other_base"), ("student", "hard")
+AT_ONCE = (*PRACTISED, "direct_teacher", "direct_base")
 
 
 @dataclass
@@ -126,7 +127,7 @@ class Curves(Addition):
     @classmethod
     def table(cls, record: Record) -> str:
         parts = []
-        for lines in (STEP_BY_STEP, [line for line in LINES if line not in STEP_BY_STEP]):
+        for lines in (STEP_BY_STEP, AT_ONCE):
             found = {line: points for line, points in curves(record).items() if line in lines}
             numbers = sorted({n for points in found.values() for n in points})
             rows = [[LINES[line], *(pm(points[n]) if n in points else "" for n in numbers)]
@@ -149,11 +150,13 @@ class Curves(Addition):
     @classmethod
     def headline(cls, record: Record) -> str:
         parts, found = [], curves(record)
-        for things, lines in (("scratchpads", STEP_BY_STEP), ("questions", list(LINES)[2:])):
-            ends = [(min(found[line]), max(found[line]), line) for line in lines if line in found]
-            for few, many in dict.fromkeys(end[:2] for end in ends):
-                shown = (f"{SHORT[line]} {found[line][few]['mean']:.1f} → {found[line][many]['mean']:.1f}"
-                         for *n, line in ends if n == [few, many])
+        for things, lines in (("scratchpads", STEP_BY_STEP), ("questions", AT_ONCE)):
+            some = {line: found[line] for line in lines if line in found}
+            if some:
+                numbers = next(iter(some.values()))  # all of them have the same
+                few, many = min(numbers), max(numbers)
+                shown = (f"{SHORT[line]} {points[few]['mean']:.1f} → {points[many]['mean']:.1f}"
+                         for line, points in some.items())
                 parts.append(f"{few:,} → {many:,} {things}: {', '.join(shown)}")
         return "; ".join(parts) + " %"
 

@@ -69,9 +69,12 @@ class AdditionEval(EvalSettings):
     max_new_tokens: int | None = option(None, "longest completion; unless told otherwise, what the longest "
                                         "scratchpad needs", least=1, most=4096, unit="tokens")
 
+    @property
+    def form(self) -> str:
+        return self.scratchpad or "compact"
+
     def longest(self, tokenizer: TextTokenizer, max_digits: int) -> int:
-        form = self.scratchpad or "compact"
-        return self.max_new_tokens or longest_scratchpad(tokenizer, form, max_digits) + 4
+        return self.max_new_tokens or longest_scratchpad(tokenizer, self.form, max_digits) + 4
 
 
 def ask(model: nn.Module, tokenizer: TextTokenizer, question: str, settings: AdditionEval) -> str:
@@ -81,7 +84,7 @@ def ask(model: nn.Module, tokenizer: TextTokenizer, question: str, settings: Add
         raise ValueError(f"--ask {question!r}: ask for the sum of two numbers, "
                          "for example '31415926 + 27182818'")
     spaced = " + ".join(" ".join(side) for side in sides)
-    form = FORMS[settings.scratchpad or "compact"]
+    form = FORMS[settings.form]
     prompt = (form.teacher if settings.step_by_step else form.student)(spaced)
     tell_unknown_words(tokenizer, prompt)
     longest = settings.longest(tokenizer, max(map(len, sides)))
@@ -93,7 +96,7 @@ def ask(model: nn.Module, tokenizer: TextTokenizer, question: str, settings: Add
 
 def examine(model: nn.Module, tokenizer: TextTokenizer, settings: AdditionEval, folder: Path) -> str:
     """`eval.py`: accuracy on the table's unseen questions, none of which the model has practised."""
-    longest, form = settings.max_digits or 8, settings.scratchpad or "compact"
+    longest, form = settings.max_digits or 8, settings.form
     questions = test_questions(settings.questions, longest)
     check_unseen(questions, folder.parent, tokenizer, form)
     score = evaluate(model, tokenizer, questions, settings.step_by_step, settings.longest(tokenizer, longest),
