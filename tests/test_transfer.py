@@ -24,7 +24,7 @@ from minicd.tasks.parts.addition_questions import split_of, test_questions as un
 from minicd.tasks.parts.instruction_items import draw_items, load_split, with_true_answers
 from minicd.tasks.parts.natural_instructions import Example, Instance, NITask
 from minicd.tasks.parts.transfer_eval import EXAMPLES, FORM, student_prompt, teacher_prompt
-from minicd.tasks.parts.word_problems import (TEMPLATES, Resembling, asked_sums, draw_sums, first_number, problems, runs_of_words)
+from minicd.tasks.parts.word_problems import (TEMPLATES, Resembling, asked_sums, draw_sums, problems, result, runs_of_words)
 from minicd.tasks.settings import guarded
 from minicd.tasks.transfer import Transfer, TransferSettings
 from minicd.tokenizer import TextTokenizer
@@ -35,7 +35,8 @@ RAW = {"model_type": "llama", "hidden_act": "silu", "tie_word_embeddings": False
        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "eos_token_id": 0}
 SMALL = ["--device", "cpu", "--jobs", 1, "--precision", "fp32", "--max-digits", 2, "--train-questions", 6, "--teacher-items", 4,
          "--teacher-epochs", 1, "--teacher-lr", 1e-6, "--teacher-batch", 4, "--floor", 0, "--practice-questions", 20,
-         "--label-samples", 5, "--student-items", 4, "--student-epochs", 1, "--student-batch", 4, "--item-tokens", 400,
+         "--label-samples", 5, "--student-items", 4, "--start", "teacher", "--item-answers", "true",
+         "--lora-rank", 0, "--student-batch", 4, "--item-tokens", 400,
          "--max-new-tokens", 5, "--test-questions", 5, "--test-instances", 2]
 
 
@@ -129,9 +130,10 @@ def test_two_people_in_a_problem_are_two():
             assert len(set(people)) <= 2 and not re.search(r"\b(\w+) and \1\b", problem.text)
 
 
-@pytest.mark.parametrize("text, number", [(" 12 lemons", "12"), ("It is 007.", "7"), ("none", ""), ("5 + 7 = 12", "5"), ("0", "0")])
-def test_the_first_number_counts(text, number):
-    assert first_number(text) == number
+@pytest.mark.parametrize("text, number", [(" 12 lemons", "12"), ("It is 007.", "7"), ("none", ""), ("5 + 7 = 12 cups of 3", "12"),
+                                          ("5+7=7+5=12", "12"), ("5 + 7 =", ""), ("0", "0")])
+def test_the_first_number_counts_or_that_after_the_sum(text, number):
+    assert result(text) == number
 
 
 def test_nothing_that_is_practised_resembles_a_problem():
@@ -294,6 +296,7 @@ def test_a_prompt_is_chosen_by_validation_and_shows_no_tested_problem(tmp_path):
     for name, prompt in prompts.items():
         assert text in prompt(text) and not any(p.text in prompt(text) for p in problems()["test"])
         assert all((f"{p.text}\n" in prompt(text) and f": {p.answer}\n" in prompt(text)) == ("examples" in name) for p in shown)
+    assert all(f"{p.text}\nOutput: {p.a} + {p.b} = {p.a + p.b}\n" in prompts["sums"](text) for p in shown)
     assert transfer_eval.best_prompt({"plain": 1.0, "definition": 3.5, "plain_examples": 2.0}) == "definition"
     settings = transfer_eval.TransferEval()
     assert transfer_eval.prompt_of(tmp_path, settings) == "definition_and_examples"
@@ -377,23 +380,33 @@ def test_bad_data_is_one_sentence_before_anything_is_trained(program, base, data
         assert len(str(stopped.value.code).splitlines()) == 1 and not list((tmp_path / name).rglob("*.safetensors"))
 
 
-def test_instruction_items_may_be_answered_by_the_teacher(program, base, data, tmp_path):
-    """The same prompts, with soft labels at the tokens that the teacher wrote."""
+def test_instruction_items_may_be_answered_by_the_start(program, base, data, tmp_path):
+    """The same prompts, with soft labels at the tokens that the teacher wrote, from which the student starts."""
     words = [*SMALL, "--model", base, "--data", data]
     program("train", *words, "--out", tmp_path / "true")
-    program("train", *words, "--item-answers", "teacher", "--reuse", tmp_path / "true", "--out", tmp_path / "teacher")
+    program("train", *words, "--item-answers", "own", "--reuse", tmp_path / "true", "--out", tmp_path / "own")
     for name in ("teacher/model.safetensors", "practice.safetensors"):
-        assert (tmp_path / "true" / name).read_bytes() == (tmp_path / "teacher" / name).read_bytes()
+        assert (tmp_path / "true" / name).read_bytes() == (tmp_path / "own" / name).read_bytes()
     with pytest.raises(SystemExit, match="cannot be reused, its teacher has other settings: teacher_lr"):
         program("train", *words, "--teacher-lr", 1e-5, "--reuse", tmp_path / "true", "--out", tmp_path / "other")
-    true, own = (RunFolder(tmp_path / answers, torch.device("cpu")).get("items") for answers in ("true", "teacher"))
+    true, own = (RunFolder(tmp_path / answers, torch.device("cpu")).get("items") for answers in ("true", "own"))
     assert sorted(true.prompts[i] for i in range(4)) == sorted(own.prompts[i] for i in range(len(own))) and len(own) == 4
     assert true.labels.hard and not own.labels.hard and own.labels.kind == "sampled"
     assert {byte_tokenizer().decode(true.answers[i]) for i in range(4)} != {byte_tokenizer().decode(own.answers[i]) for i in range(4)}
 
 
+@pytest.mark.parametrize("start", ["base", "teacher"])
+def test_its_own_answers_are_those_of_the_model_it_starts_from(start, tmp_path, monkeypatch):
+    made, asked = experiment(tmp_path, start=start, item_answers="own"), []
+    monkeypatch.setattr(made, "model", lambda name: name)
+    monkeypatch.setattr(transfer, "practice", lambda model, *a, **k: asked.append(model))
+    monkeypatch.setattr(made, "items", lambda n, number: [("a", " b")])
+    made.student_items()
+    assert asked == [start]
+
+
 def test_few_instruction_items_come_again(tmp_path, monkeypatch):
-    made = experiment(tmp_path, student_items=7)
+    made = experiment(tmp_path, student_items=7, item_answers="true")
     monkeypatch.setattr(made, "items", lambda n, number: [("a b", " c"), ("d", " e f"), ("g", " h")])
     items = made.student_items()
     assert [made.tokenizer.decode(items.prompts[i]) for i in range(7)] == ["a b", "d", "g", "a b", "d", "g", "a b"]

@@ -38,7 +38,7 @@ MEASURES = {"addition": "direct addition, exact match, %", "rouge": "Natural Ins
 COLUMNS = {"base": "as it came", "before": "student before", "after": "**student after**",
            "alone": "student after, without instruction items"}
 TAUGHT = ("model", "precision", "data", "max_digits", "train_questions", "teacher_items", "teacher_epochs",
-          "teacher_lr", "teacher_batch", "item_tokens", "warmup", "decay", "clip", "optimiser", "lora_rank")
+          "teacher_lr", "teacher_batch", "item_tokens", "warmup", "decay", "clip", "optimiser")
 CHUNK = 500  # practice questions at a time: so many are on disk when a run is interrupted
 
 
@@ -58,16 +58,18 @@ class TransferSettings(DistillSettings):
     teacher_lr: float = option(3e-4, "learning rate of the teacher", above=0, most=10)
     teacher_batch: int = option(16, "batch size of the teacher", least=1)
     floor: float = option(50.0, "least validation accuracy to go on", least=0, most=100, unit="%", free=True)
-    start: str = option("teacher", "what the student starts from: the teacher, or as in the paper the base",
-                        choices=("teacher", "base"))
+    start: str = option("base", "what the student starts from: as in the paper the base, or the teacher",
+                        choices=("base", "teacher"))
     practice_questions: int = option(10_000, "which the teacher answers", least=1, most=10**8,
                                      unit="questions")
-    student_items: int = option(2000, "instruction items among the student's", least=1, unit="items")
-    item_answers: str = option("true", "what the student learns on these: their true answers, as in the "
-                               "paper, or the teacher's own, which hold it where it is",
-                               choices=("true", "teacher"))
-    student_epochs: float = option(3.0, "passes of the student over both", least=1e-3, most=1e6)
-    student_lr: float = option(5e-4, "learning rate of the student", above=0, most=10)
+    student_items: int = option(4000, "instruction items among the student's", least=1, unit="items")
+    item_answers: str = option("own", "what the student learns on these: its own answers before, which "
+                               "hold it where it is, or as in the paper the true ones",
+                               choices=("own", "true"))
+    student_epochs: float = option(1.0, "passes of the student over both", least=1e-3, most=1e6)
+    student_lr: float = option(2e-3, "learning rate of the student", above=0, most=10)
+    lora_rank: int = option(32, "of the student's adapters, with which it forgets less; 0: all its weights "
+                            "are trained, as the teacher's always are", least=0)
     student_batch: int = option(32, "batch size of the student", least=1)
     item_tokens: int = option(256, "longest instruction item, with its answer", least=1, unit="tokens")
     max_new_tokens: int = option(64, "longest answer to an instruction", least=1, most=4096, unit="tokens")
@@ -196,7 +198,7 @@ class Transfer(Experiment):
 
     def distils(self) -> tuple[Context, RoundSettings]:
         s = self.settings
-        fit = s.fit_settings(batch_size=max(s.teacher_batch, s.student_batch))
+        fit = s.fit_settings(batch_size=max(s.teacher_batch, s.student_batch), lora_rank=0)
         practice = replace(s.practice_settings(self.longest), chunk=CHUNK)
         return self.context, RoundSettings(practice, fit, s.practice_questions)
 
@@ -205,7 +207,7 @@ class Transfer(Experiment):
         s = self.settings
         items = with_true_answers(self.items(s.teacher_items, 0), self.tokenizer)
         examples = Examples.join([self.scratchpads()] * s.teacher_epochs + [items])
-        settings = s.fit_settings(lr=s.teacher_lr, batch_size=s.teacher_batch, loss="hard")
+        settings = s.fit_settings(lr=s.teacher_lr, batch_size=s.teacher_batch, loss="hard", lora_rank=0)
         return self.fit_copy(self.base, examples, settings, 1.0, "teacher")
 
     def validation(self) -> float:
@@ -233,9 +235,9 @@ class Transfer(Experiment):
                         settings, seed=self.seed, folder=self.folder.path / "practice.parts")
 
     def student_items(self) -> Examples:
-        """The instruction items among the student's: T_t and T_s are the same where the teacher answers.
+        """The instruction items among the student's: T_t and T_s are the same where its start answers them.
 
-        Where there are fewer than are wanted, they come again; the teacher answers each time anew.
+        Where there are fewer than are wanted, they come again; it answers each time anew.
         """
         s, different = self.settings, self.items(self.settings.student_items, 1)
         items = [different[i % len(different)] for i in range(s.student_items)]
@@ -243,8 +245,8 @@ class Transfer(Experiment):
             return with_true_answers(items, self.tokenizer)
         context = Context(lambda n, rng: [asked for asked, _ in items], bare, bare, identity)
         settings = replace(s.practice_settings(s.max_new_tokens), chunk=len(items))
-        return practice(self.folder.get("teacher"), self.tokenizer, context, len(items), settings,
-                        seed=self.seed, name="instruction items")
+        return practice(self.model(s.start), self.tokenizer, context, len(items), settings, seed=self.seed,
+                        name="instruction items")
 
     def practice_figures(self) -> dict[str, Any]:
         """How much the student practises, and percent of the teacher's answers that are true."""

@@ -23,15 +23,15 @@ from .addition_questions import FORMS, answer, final_answer, joined, test_questi
 from .inputs import tell_unknown_words
 from .instruction_eval import TEST, instructed
 from .instruction_items import SHAPE, load_split
-from .natural_instructions import Example, Instance, NITask
-from .word_problems import Problem, first_number, problems
+from .natural_instructions import Example, NITask
+from .word_problems import Problem, problems, result
 
 DATA = "data/instructions"
 FORM = FORMS["lines"]
 DESCRIPTION = "Add two numbers."
 EXAMPLES = ("4 3 + 8 6", "3 1 3 + 2 0 5")  # in both prompts; of the validation split: never practised
 SHOWN = 2  # worked problems in a prompt; the first of the validation split
-LONGEST_NUMBER = 12  # tokens of the answer to a word problem
+LONGEST_SUM = 16  # tokens of the answer to a word problem, which may write out the sum
 LONGEST_ANSWER = 64  # tokens of that to an instruction, unless settings say otherwise
 
 
@@ -47,18 +47,22 @@ def student_prompt(question: str) -> str:
     return "\n".join([DESCRIPTION, *shown, FORM.student(question)])
 
 
-def problem_task() -> NITask:
+def problem_task(definition: str, answer: str) -> NITask:
     """Word problems as a task of Natural Instructions, whose examples are the first validation problems."""
-    shown = [Example(p.text, p.answer, "") for p in problems()["validation"][:SHOWN]]
-    asked = [Instance(f"problem-{i}", p.text, [p.answer]) for i, p in enumerate(problems()["test"])]
-    return NITask("word_problems", "Solve the problem and answer with a number.", shown, [], asked, [])
+    shown = [Example(p.text, getattr(p, answer), "") for p in problems()["validation"][:SHOWN]]
+    return NITask("word_problems", definition, shown, [], [], [])
 
 
 def problem_prompts() -> dict[str, Template]:
-    """The prompts from which validation chooses: with and without examples, instructions or plain text."""
-    task, shown = problem_task(), problems()["validation"][:SHOWN]
-    examples = "".join(f"{plain(p.text)} {p.answer}\n" for p in shown)
-    return {"definition": instructed(task, "definition"), "definition_and_examples": instructed(task, SHAPE),
+    """The prompts from which validation chooses: with and without examples, instructions or plain text.
+
+    One has the sums written out in its examples: who answers so has to find both numbers, then add at once.
+    """
+    numbers = problem_task("Solve the problem and answer with a number.", "answer")
+    sums = problem_task("Read the problem. Write the sum that it asks for, and its result.", "equation")
+    examples = "".join(f"{plain(p.text)} {p.answer}\n" for p in problems()["validation"][:SHOWN])
+    return {"definition": instructed(numbers, "definition"),
+            "definition_and_examples": instructed(numbers, SHAPE), "sums": instructed(sums, SHAPE),
             "plain": plain, "plain_examples": lambda text: examples + plain(text)}
 
 
@@ -111,9 +115,9 @@ def rouge_by_task(model: nn.Module, tokenizer: TextTokenizer, tasks: list[NITask
 
 def solved(model: nn.Module, tokenizer: TextTokenizer, some: Sequence[Problem], template: Template,
            precision: str | None, name: str = "") -> list[int]:
-    """1 for each problem that is solved, else 0: exact match of the first number of the answer."""
-    texts = complete(model, tokenizer, [template(p.text) for p in some], LONGEST_NUMBER, precision, name)
-    return [int(first_number(text) == p.answer) for text, p in zip(texts, some)]
+    """1 for each problem that is solved, else 0: exact match of the number that it comes to."""
+    texts = complete(model, tokenizer, [template(p.text) for p in some], LONGEST_SUM, precision, name)
+    return [int(result(text) == p.answer) for text, p in zip(texts, some)]
 
 
 def percent(points: Sequence[float]) -> float:

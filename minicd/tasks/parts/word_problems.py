@@ -70,6 +70,10 @@ class Problem:
     def answer(self) -> str:
         return str(self.a + self.b)
 
+    @property
+    def equation(self) -> str:
+        return f"{self.a} + {self.b} = {self.answer}"
+
 
 @cache
 def problems(seed: int = 2022) -> dict[str, tuple[Problem, ...]]:
@@ -109,9 +113,12 @@ def asked_sums() -> frozenset[str]:
     return frozenset(as_question(*pair) for a, b in pairs for pair in ((a, b), (b, a)))
 
 
-def first_number(text: str) -> str:
-    """f: the first integer of an answer, without leading zeros; empty where there is none."""
-    found = re.search(r"\d+", text)
+def result(text: str) -> str:
+    """f: the first integer of an answer, or of what follows its last "=" where the sum is written out.
+
+    Without leading zeros; empty where there is none.
+    """
+    found = re.search(r"\d+", text.rpartition("=")[2])
     return str(int(found[0])) if found else ""
 
 
