@@ -69,7 +69,7 @@ class TransferSettings(DistillSettings):
     student_epochs: float = option(1.0, "passes of the student over both", least=1e-3, most=1e6)
     student_lr: float = option(2e-3, "learning rate of the student", above=0, most=10)
     lora_rank: int = option(32, "of the student's adapters, with which it forgets less; 0: all its weights "
-                            "are trained, as the teacher's always are", least=0)
+                            "are trained, as the teacher's always are", least=0, most=4096)
     student_batch: int = option(32, "batch size of the student", least=1)
     item_tokens: int = option(256, "longest instruction item, with its answer", least=1, unit="tokens")
     max_new_tokens: int = option(64, "longest answer to an instruction", least=1, most=4096, unit="tokens")

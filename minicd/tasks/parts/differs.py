@@ -138,23 +138,24 @@ CONTROL = """
 
 TRANSFER = """
 * **The model** is SmolLM2-135M-Instruct instead of TK-Instruct with 11 billion parameters. The student
-  starts from the teacher, which has seen instruction items and scratchpads; the paper's starts from the model
-  as it was (`--start base`).
-* **Instruction items**: definition, 2 positive examples and the item's own answer, as in the paper. The
-  teacher has up to 2,000, each once, beside twelve passes over its 499 scratchpads (paper: 4,096 beside 500,
-  32 passes over both); the student 2,000 beside 10,000 practice answers, 3 passes (paper: 65,536). The
-  published run has half of the practice answers, and its student's items have the teacher's own answers as
-  soft labels (`--item-answers teacher`): the 28 training tasks at hand are few, and a student that learnt
-  their true answers forgot more of the other tasks (results/LOG.md). They hold 2,563 short items, which come
-  again where more are wanted, answered anew. The command's `--reuse` only saves the teacher: leave it out.
-  Items of more than 256 tokens, of the category Mathematics, and with five words in a row as in a word
-  problem are left out. Without `--data` they are the pocket world's.
+  starts from it as in the paper, but learns in low-rank adapters: with all its weights (`--lora-rank 0`) it
+  learnt to add and no longer read a word problem ([LOG.md](LOG.md)). The teacher has lost these, too, by its
+  scratchpads, so that a student that starts from the teacher (`--start teacher`) has them no more.
+* **Instruction items**: definition, 2 positive examples and an answer, as in the paper. The teacher has up
+  to 2,000 with their true answers, each once, beside twelve passes over its 499 scratchpads (paper: 4,096
+  beside 500, 32 passes over both); the student 4,000 beside 10,000 practice answers, in one pass (paper:
+  65,536), with the soft labels of its own answers before: the 28 training tasks at hand are few, and a
+  student that learnt their true answers (`--item-answers true`) forgot more of the other tasks. They hold
+  2,563 short items, which come again where more are wanted, answered anew. The command's `--reuse` only saves
+  the teacher: leave it out. Items of more than 256 tokens, of the category Mathematics, and with five words
+  in a row as in a word problem are left out. Without `--data` they are the pocket world's.
 * **Rouge-L** is the mean over the test tasks, with the first 100 instances of each; answers end with
   their line.
-* **Word problems** are our own: 200 from 15 templates. The first number of an answer counts. Their prompt,
-  with or without two worked problems, is the best of four for the student before on 98 problems from other
-  templates (in the published run all four solve none). Operands have equal lengths of one to three digits, as
-  in practice; nobody practises one of their sums, in either order.
+* **Word problems** are our own: 200 from 15 templates. Of an answer the first number counts, or that after
+  the last "=" where the sum is written out, which is still added at once. Their prompt, with or without two
+  worked problems, is the best of five for the student before on 98 problems from other templates. Operands
+  have equal lengths of one to three digits, as in practice; nobody practises one of their sums, in either
+  order.
 * **Scratchpads** have one line a column; digits have no spaces, since this tokenizer splits them. At
   inference both prompts have two worked examples of their kind, which were never practised.
 """
