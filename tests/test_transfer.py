@@ -365,7 +365,7 @@ def test_the_command_runs_resumes_and_is_examined(program, base, data, tmp_path)
 
 def test_the_student_may_start_from_the_base_as_in_the_paper(program, base, tmp_path):
     """And without --data the instructions are the pocket world's."""
-    said = program("train", *SMALL, "--item-tokens", 1000, "--test-instances", 1, "--test-tasks", 2, "--model", base, "--start", "base", "--out", tmp_path)
+    said = program("train", *SMALL, "--item-tokens", 1000, "--test-instances", 1, "--test-tasks", 2, "--model", base, "--start", "base", "--item-answers", "own", "--lora-rank", 2, "--out", tmp_path)
     record = json.loads((tmp_path / "record.json").read_text())
     assert "The instructions are those of the pocket world, data/instructions" in said
     assert set(record["by_task"]) == {"before", "after", "alone"} and set(record["by_task"]["before"]) == {

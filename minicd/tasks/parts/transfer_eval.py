@@ -47,10 +47,10 @@ def student_prompt(question: str) -> str:
     return "\n".join([DESCRIPTION, *shown, FORM.student(question)])
 
 
-def problem_task(definition: str, answer: str) -> NITask:
-    """Word problems as a task of Natural Instructions, whose examples are the first validation problems."""
-    shown = [Example(p.text, getattr(p, answer), "") for p in problems()["validation"][:SHOWN]]
-    return NITask("word_problems", definition, shown, [], [], [])
+def problem_task(definition: str, shown: list[tuple[str, str]]) -> NITask:
+    """Word problems as a task of Natural Instructions, with these problems and answers for examples."""
+    examples = [Example(text, answer, "") for text, answer in shown]
+    return NITask("word_problems", definition, examples, [], [], [])
 
 
 def problem_prompts() -> dict[str, Template]:
@@ -58,9 +58,11 @@ def problem_prompts() -> dict[str, Template]:
 
     One has the sums written out in its examples: who answers so has to find both numbers, then add at once.
     """
-    numbers = problem_task("Solve the problem and answer with a number.", "answer")
-    sums = problem_task("Read the problem. Write the sum that it asks for, and its result.", "equation")
-    examples = "".join(f"{plain(p.text)} {p.answer}\n" for p in problems()["validation"][:SHOWN])
+    shown = problems()["validation"][:SHOWN]
+    numbers = problem_task("Solve the problem and answer with a number.", [(p.text, p.answer) for p in shown])
+    sums = problem_task("Read the problem. Write the sum that it asks for, and its result.",
+                        [(p.text, p.equation) for p in shown])
+    examples = "".join(f"{plain(p.text)} {p.answer}\n" for p in shown)
     return {"definition": instructed(numbers, "definition"),
             "definition_and_examples": instructed(numbers, SHAPE), "sums": instructed(sums, SHAPE),
             "plain": plain, "plain_examples": lambda text: examples + plain(text)}
