@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from minicd.decoder import Decoder, initialise
 from minicd.hf.checkpoint import save
 from minicd.hf.families import read_config
+from minicd.labels import Examples, Ragged, SoftLabels
 from minicd.metrics import mcnemar
 from minicd.tasks import transfer
 from minicd.tasks.folder import RunFolder
@@ -26,8 +27,8 @@ from minicd.tasks.parts.natural_instructions import Example, Instance, NITask
 from minicd.tasks.parts.transfer_eval import EXAMPLES, FORM, student_prompt, teacher_prompt
 from minicd.tasks.parts.word_problems import (TEMPLATES, Resembling, asked_sums, draw_sums, problems, result, runs_of_words)
 from minicd.tasks.settings import guarded
-from minicd.tasks.transfer import Transfer, TransferSettings
-from minicd.tokenizer import TextTokenizer
+from minicd.tasks.transfer import Transfer, TransferSettings, end_of_line
+from minicd.tokenizer import TextTokenizer, word_tokenizer
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "natural_instructions" / "tasks"
 RAW = {"model_type": "llama", "hidden_act": "silu", "tie_word_embeddings": False, "hidden_size": 16, "intermediate_size": 24,
@@ -403,6 +404,30 @@ def test_its_own_answers_are_those_of_the_model_it_starts_from(start, tmp_path, 
     monkeypatch.setattr(made, "items", lambda n, number: [("a", " b")])
     made.student_items()
     assert asked == [start]
+
+
+@pytest.mark.parametrize("stop", ["line", "token"])
+def test_its_sums_end_with_their_line_as_in_its_prompt_or_with_the_stop_token(stop, tmp_path, monkeypatch):
+    made = experiment(tmp_path, student_stop=stop)
+    eos, line = made.tokenizer.eos_id, made.tokenizer.encode_answer("\n")[0]
+    labels = SoftLabels(Ragged.of([[7, 9], [eos], [8], [eos, 9]]), torch.tensor([60, 40, 100, 100, 98, 2]))
+    practised = Examples(Ragged.of([[1], [2, eos]]), Ragged.of([[7, eos], [8, eos]]), labels)
+    item = Examples.hard([[3]], [[4, eos]])
+    monkeypatch.setattr(made.folder, "get", {"practice": practised, "items": item}.__getitem__)
+    monkeypatch.setattr(made, "model", lambda name: name)
+    monkeypatch.setattr(made, "fit_copy", lambda model, examples, *a: examples)
+    both, alone = made.student("student"), made.student("student_alone")
+    end = {"line": line, "token": eos}[stop]
+    assert [both.answers[i] for i in range(3)] == [[7, end], [8, end], [4, eos]] and both.prompts[1] == [2, eos]
+    assert [both.labels.ids[i] for i in range(4)] == [[7, 9], [end], [8], [end, 9]]
+    assert both.labels.weights[:6].tolist() == [60, 40, 100, 100, 98, 2]
+    assert [alone.answers[i] for i in range(len(alone))] == [[7, end], [8, end]]
+    assert practised.answers[0] == [7, eos]  # what is on disk stays as it is
+
+
+def test_a_tokenizer_without_an_end_of_line_is_one_sentence():
+    with pytest.raises(ValueError, match="no token for the end of a line: say --student-stop token"):
+        end_of_line(word_tokenizer(["1", "2"]))
 
 
 def test_few_instruction_items_come_again(tmp_path, monkeypatch):

@@ -18,9 +18,10 @@ from torch import nn
 from tqdm import tqdm
 
 from ..distill import Context, identity, practice
-from ..labels import Examples
+from ..labels import Examples, Ragged
 from ..metrics import mcnemar
 from ..rounds import RoundSettings
+from ..tokenizer import TextTokenizer
 from .parts import differs, transfer_eval as measure
 from .parts.addition_questions import draw_questions, final_answer, longest_scratchpad, test_questions
 from .parts.instruction_eval import TEST, bare
@@ -66,6 +67,8 @@ class TransferSettings(DistillSettings):
     item_answers: str = option("own", "what the student learns on these: its own answers before, which "
                                "hold it where it is, or as in the paper the true ones",
                                choices=("own", "true"))
+    student_stop: str = option("line", "what ends the student's sums: the line, as in its prompt, or the "
+                               "model's stop token", choices=("line", "token"))
     student_epochs: float = option(1.0, "passes of the student over both", least=1e-3, most=1e6)
     student_lr: float = option(2e-3, "learning rate of the student", above=0, most=10)
     lora_rank: int = option(32, "of the student's adapters, with which it forgets less; 0: all its weights "
@@ -79,7 +82,7 @@ class TransferSettings(DistillSettings):
                                     "otherwise", least=1, unit="tasks")
     test_problems: int = option(COUNTS["test"], "word problems; no more choose their prompt", least=1,
                                 most=COUNTS["test"], unit="problems")
-    reuse: str = option("", "run folder to take the teacher and its practice from, where they would be the "
+    reuse: str = option("", "run folder to take teacher, practice and items from, where they would be the "
                         "same here", free=True)
     save_every: float = option(300.0, "between checkpoints, from which an interrupted run goes on", least=0,
                                unit="seconds", free=True)
@@ -90,7 +93,10 @@ def depends_on(s: TransferSettings) -> dict[str, dict[str, Any]]:
     taught = {name: getattr(s, name) for name in TAUGHT}
     tested = taught | {"test_questions": s.test_questions}
     practised = taught | {"practice_questions": s.practice_questions, **asdict(s.practice_settings(1))}
-    return {"teacher": taught, "teacher_validation": tested, "scratchpad": tested, "practice": practised}
+    asked = {name: getattr(s, name) for name in ("start", "student_items", "item_answers")}
+    items = taught | asked | asdict(s.practice_settings(s.max_new_tokens))
+    return {"teacher": taught, "teacher_validation": tested, "scratchpad": tested, "practice": practised,
+            "items": items}
 
 
 class Transfer(Experiment):
@@ -110,7 +116,10 @@ class Transfer(Experiment):
              "problems_before": 17, "problems_after": 30, "scratchpad": 97}
 
     def prepare(self) -> None:
-        self.train_tasks, self.test_tasks  # what is wrong with them is said before anything is trained
+        """What is wrong with tasks or tokenizer is said before anything is trained."""
+        self.train_tasks, self.test_tasks
+        if self.settings.student_stop == "line":
+            end_of_line(self.tokenizer)
         if self.settings.reuse:
             other = seed_folder(Path(self.settings.reuse), self.seed)
             borrow_same(self.folder, other, self.settings, depends_on)
@@ -266,6 +275,8 @@ class Transfer(Experiment):
     def student(self, stage: str) -> nn.Module:
         """Fitted to the practice set, with instruction items among it, or alone."""
         s, examples = self.settings, self.folder.get("practice")
+        if s.student_stop == "line":
+            examples = ending_lines(examples, self.tokenizer)
         if stage == "student":
             examples = Examples.join([examples, self.folder.get("items")])
         settings = s.fit_settings(lr=s.student_lr, batch_size=s.student_batch)
@@ -350,3 +361,25 @@ class Transfer(Experiment):
                                    for name in MEASURES)
         return (f"direct addition {addition} % (paper: 1 → 17), Rouge-L {rouge} (57 → 58), "
                 f"word problems {solved} % (17 → 30), p = {record['p_value']['after']:.2g}")
+
+
+def ending_lines(examples: Examples, tokenizer: TextTokenizer) -> Examples:
+    """The same answers and labels with the end of a line for the stop token: so end those in T_s.
+
+    A student that learns to write the stop token after its sums soon writes it in the midst of other answers.
+    """
+    line = end_of_line(tokenizer)
+
+    def ended(ids: Ragged) -> Ragged:
+        return replace(ids, values=ids.values.masked_fill(ids.values == tokenizer.eos_id, line))
+
+    labels = replace(examples.labels, ids=ended(examples.labels.ids))
+    return replace(examples, answers=ended(examples.answers), labels=labels)
+
+
+def end_of_line(tokenizer: TextTokenizer) -> int:
+    """Raises ValueError where no token is the end of a line and nothing else."""
+    *_, last = (i for i in tokenizer.encode_answer("1\n") if i != tokenizer.eos_id)
+    if tokenizer.decode([last]) != "\n":
+        raise ValueError("the model's tokenizer has no token for the end of a line: say --student-stop token")
+    return last
