@@ -149,8 +149,8 @@ TRANSFER = """
   65,536), with the soft labels of its own answers before: the 28 training tasks at hand are few, and a
   student that learnt their true answers (`--item-answers true`) forgot more of the other tasks. They hold
   2,563 short items, which come again where more are wanted, answered anew. The command's `--reuse` only saves
-  teacher, practice and items: leave it out. Items of more than 256 tokens, of the category Mathematics, and with five words
-  in a row as in a word problem are left out. Without `--data` they are the pocket world's.
+  teacher, practice and items: leave it out. Items of more than 256 tokens, of the category Mathematics, and
+  with five words in a row as in a word problem are left out. Without `--data` they are the pocket world's.
 * **Rouge-L** is the mean over the test tasks, with the first 100 instances of each; answers end with
   their line.
 * **Word problems** are our own: 200 from 15 templates. Of an answer the first number counts, or that after
