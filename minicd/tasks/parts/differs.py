@@ -140,9 +140,9 @@ TRANSFER = """
 * **The model** is SmolLM2-135M-Instruct instead of TK-Instruct with 11 billion parameters. The student
   starts from it as in the paper, but learns in low-rank adapters: with all its weights (`--lora-rank 0`) it
   learnt to add and no longer read a word problem ([LOG.md](LOG.md)). The teacher has lost these, too, by its
-  scratchpads, so that a student that starts from the teacher (`--start teacher`) has them no more. A practised
-  sum ends with its line, as those in the prompt do: the model's stop token, which answers end with elsewhere,
-  is then written after numbers in other answers, too (`--student-stop token`).
+  scratchpads, so that a student that starts from the teacher (`--start teacher`) has them no more. A
+  practised sum ends with its line, as those in the prompt do: the model's stop token, which answers end with
+  elsewhere, is then written after numbers in other answers, too (`--student-stop token`).
 * **Instruction items**: definition, 2 positive examples and an answer, as in the paper. The teacher has up
   to 2,000 with their true answers, each once, beside twelve passes over its 499 scratchpads (paper: 4,096
   beside 500, 32 passes over both); the student 4,000 beside 10,000 practice answers, in one pass (paper:
