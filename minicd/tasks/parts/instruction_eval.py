@@ -65,14 +65,19 @@ def numbered(number: int, settings: Any) -> Template:
     return lambda text: bare_prompt(settings)(f"task {number} : {text}")
 
 
+def line_ends(tokenizer: TextTokenizer) -> list[int]:
+    """The tokens that have a new line."""
+    pieces = tokenizer.pieces(range(len(tokenizer)))
+    return [i for i, piece in enumerate(pieces) if "\n" in piece or piece == "<0x0A>"]
+
+
 def end_with_line(model: nn.Module, tokenizer: TextTokenizer) -> None:
     """Make every token with a new line one that ends a completion, as f does for a plain language model.
 
     After an answer it would go on with the next example. Copies of the model, saved ones too, stay like this.
     Raises ValueError where no token has a new line.
     """
-    config, pieces = model.config, tokenizer.pieces(range(len(tokenizer)))
-    lines = [i for i, piece in enumerate(pieces) if "\n" in piece or piece == "<0x0A>"]
+    config, lines = model.config, line_ends(tokenizer)
     if not lines or not isinstance(config, DecoderConfig):
         raise ValueError("--plain is for decoders whose tokenizer has new lines, which this model is not")
     more = tuple(dict.fromkeys([*config.more_eos_token_ids, *lines]))

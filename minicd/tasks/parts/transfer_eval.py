@@ -21,7 +21,7 @@ from ...tokenizer import TextTokenizer
 from ..settings import EvalSettings, beside, option
 from .addition_questions import FORMS, answer, final_answer, joined, test_questions
 from .inputs import tell_unknown_words
-from .instruction_eval import TEST, instructed
+from .instruction_eval import TEST, instructed, line_ends
 from .instruction_items import SHAPE, load_split
 from .natural_instructions import Example, NITask
 from .word_problems import Problem, problems, result
@@ -78,9 +78,8 @@ def plain(text: str) -> str:
 def complete(model: nn.Module, tokenizer: TextTokenizer, prompts: list[str], longest: int,
              precision: str | None, name: str = "") -> list[str]:
     """Greedy completions, each up to the end of its line."""
-    lines = [i for i, piece in enumerate(tokenizer.pieces(range(len(tokenizer)))) if "\n" in piece]
-    written = generate(model, tokenizer.encode_all(prompts), longest, temperature=0, stop=lines,
-                       progress=name, precision=precision)
+    written = generate(model, tokenizer.encode_all(prompts), longest, temperature=0,
+                       stop=line_ends(tokenizer), progress=name, precision=precision)
     return [tokenizer.decode(tokens) for tokens in written]
 
 
