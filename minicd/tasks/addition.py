@@ -54,7 +54,7 @@ def direct_examples(questions: list[str], tokenizer: TextTokenizer, form: str) -
 
 @dataclass
 class AdditionSettings(DistillSettings):
-    """One seed of the experiment. The defaults are the pocket scale; `paper` is the paper's recipe."""
+    """One seed of the experiment. The defaults are the pocket scale; `paper` is nearest to the paper's."""
 
     max_digits: int = option(8, "longest operands", least=3, most=18, unit="digits")
     scratchpad: str = option("compact", "format: compact, nye (the paper's), or lines: one a column, digits "

@@ -225,4 +225,4 @@ def leads_line(record: Record) -> str:
     parts = [f"{row.split('_')[0]}, {row.split('_')[1]} examples: {lead['mean']:+.1f} points "
              f"({lead['low']:+.1f} to {lead['high']:+.1f})" for row, lead in record["leads"].items()]
     return ("Student − gradient descent's best epoch (95 % interval: bootstrap over databases and seeds; "
-            f"paper: +8.7 and +9.0): {'; '.join(parts)}")
+            f"paper, Table 2: +8.7 and +9.0): {'; '.join(parts)}")

@@ -2,8 +2,8 @@
 
 Four classification tasks. T_t is a task's instruction, T_s only its number. In the "naive" variant a teacher
 sees only the inputs of its own task, and the student may learn the kind of input, not the number. In the
-"mixed" one every teacher sees the inputs of all tasks. A second round shuffles the numbers and distils again:
-from the base (sequential), and from the last student (recursive).
+"mixed" one every teacher sees the inputs of all tasks. A second round shuffles the numbers, and the last
+student goes on: taught by the base (sequential), or by itself as it was then (recursive).
 """
 
 from __future__ import annotations

@@ -130,8 +130,8 @@ def draw_questions(n: int, max_digits: int, split: str, rng: np.random.Generator
                    unique: bool = True) -> list[str]:
     """D: n questions of one split, with operands of equal length, uniform in 1…max_digits.
 
-    Unique questions exhaust the short lengths, as in the paper. Practice questions repeat: short ones stay
-    frequent. Raises ValueError where n unique questions are more than about half of what the split holds.
+    Unique questions exhaust the short lengths, as in the authors' code. Practice questions repeat: short ones
+    stay frequent. Raises ValueError where n unique questions are more than about half of what a split holds.
     """
     if not 1 <= max_digits <= 18:  # more do not fit into NumPy's integers
         raise ValueError(f"operands have 1 to 18 digits, not {max_digits}")

@@ -6,28 +6,31 @@ ADDITION = """
   operands have to be aligned). It was pretrained on generated list manipulation without a single sum; 30 %
   of that text has the form of the teacher's scratchpad, with made-up operations, so that 499 labels say
   little about how many are needed in general.
-* **The student's loss** is the paper's 100-sample soft label; the authors' code seems to have used the
-  sampled answer as a hard label in this experiment. `--loss hard` does that, and `--all-rows` shows both.
+* **The student's loss** is the paper's 100-sample soft label; the authors' code (what is very probably
+  theirs: the paper names none) has the sampled answer as a hard label in this experiment. `--loss hard` does
+  that, and `--all-rows` shows both.
 * **Practice questions** are drawn with repeats, lengths uniform: unique questions would leave hardly any
   short ones, and the student learns long additions from short ones. At pocket scale there are 60,000, for a
   student that is a hundredth of the paper's in size; the authors' code has 10,000.
 * **Training** at pocket scale: Muon for the matrices inside the layers and AdamW for the rest, with warm-up
-  and a late decay; the paper has AdamW with a constant rate (`--scale paper`, which has the numbers of the
-  authors' code; the paper's own appendix B.3 has 4,096 practice items in batches of 16 where it says nothing
-  else). The teacher has 80 epochs in batches of 32 with dropout 0.1 and the baselines 50, instead of 1,000 in
-  batches of 8: on validation questions, 100 were no better for the baselines ([LOG.md](LOG.md)). A token's
-  loss is divided by the mean number of answer tokens a batch, so that it weighs the same in batches of short
-  and of long answers.
+  and a late decay; the paper has AdamW and names no schedule (`--scale paper`: a constant rate, with the
+  numbers of the authors' code; appendix B.3 has 4,096 practice items in batches of 16 where the paper says
+  nothing else). The teacher has 80 epochs in batches of 32 with dropout 0.1 and the baselines 50, instead of
+  1,000 in batches of 8: on validation questions, 100 were no better for the baselines ([LOG.md](LOG.md)). A
+  token's loss is divided by the mean number of answer tokens a batch, so that it weighs the same in batches
+  of short and of long answers.
 * **The baselines** get much further in the paper and at `--scale smollm2`: a large pretrained model fits 499
   direct answers and makes something of them, the small one does not even fit them in its 50 passes
   (`final_losses` in the record), and with 100 it was no better.
-* **Scratchpad**: one step a column; `--scratchpad nye` is the paper's. In ours, the `#` around the answer
-  have spaces, because T5's tokenizer has tokens such as `#1`, from which no slice could cut the answer.
+* **Scratchpad**: one step a column, hence 3 times the student's tokens, not 8; `--scratchpad nye` is the
+  paper's. In ours, the `#` around the answer have spaces, because T5's tokenizer has tokens such as `#1`,
+  from which no slice could cut the answer.
 * **The stop token** after f(y) is a hard label: f cuts it off, and the student must learn to stop.
 * **Splits** are decided by a hash of the question, so no question is ever in two of them.
 * **±** is over practice and training: the base and the test questions are the same for all seeds.
 * **At `--scale smollm2`** the base is SmolLM2-135M-Instruct, whose weights come from a file of 4 bits each (8
-  in the embedding), and which is used without its chat format. The budget is that of the authors' code: 499
+  in the embedding), and which is used without its chat format. It is twice as large as T5-small, and sums are
+  not new to it (`--task transfer` asks it for some). The budget is that of the authors' code: 499
   scratchpads (the paper says 500), one line a column, and 10,000 practice questions. AdamW, with warm-up and
   a late decay: the teacher 12 passes in batches of 16 at 3e-4, the student 4 in batches of 32 at 5e-4, chosen
   on validation questions; the baselines 12 passes like the teacher, to the end of their curves. Rows that are
@@ -35,8 +38,8 @@ ADDITION = """
 """
 
 CURVES = """
-* The paper has one point of each curve. Every point is a model of its own, with as many steps as its
-  row of the table, so that with few questions they are repeated more often.
+* The paper has one point of the teacher's curve and one of the student's. Every point is a model of its own,
+  with as many steps as its row of the table, so that with few questions they are repeated more often.
 * The teachers' curve from the other base shows what a base brings to 499 labels: `data/pocket` saw the form
   of the scratchpad in its pretraining (with other operations), the other one did not, and learns none in as
   many steps. `python train.py --task pocket --base lists --plain --out runs/plain` makes it.
@@ -73,25 +76,27 @@ INSTRUCTIONS = """
 """
 
 EXPLANATIONS = """
-* 512 inputs a task, from a pool of 100 that are not tested, and 24 tasks spread over all kinds instead of
-  10; 100 instances a task are tested. The explanations are generated by rule; people wrote the paper's.
+* 512 inputs a task (the paper: 4,096), from a pool of 100 that are not tested, 3 epochs at lr 1e-3; 24 tasks
+  spread over all kinds instead of the 10 where explanations help most and little; 100 instances a task are
+  tested. The explanations are generated by rule; people wrote the paper's.
 * At pocket scale p is the floor of the permutation test; both margins have the same "before", which by itself
   lets them correlate: `share_kept` in the record says how much of the in-context margin distilling keeps.
-* At `--scale smollm2`, 10 real tasks and 128 inputs, since here the student reads long prompts as well. One
-  of them, where explanations do harm, makes nearly all of r.
+* At `--scale smollm2`, 10 real tasks of all kinds, and 128 inputs in 2 epochs at 1e-4, since here the student
+  reads long prompts as well. One of them, where explanations do harm, makes nearly all of r.
 """
 
 TASK_IDS = """
-* The student's prompt is `task 3 : …`, without the words "binary classification"; inputs are a pool of 100
-  a task, and 100 more are tested.
-* The second round practises anew; the authors relabelled the ids of one practice set.
+* The student's prompt is `task 3 : …` (the paper: `[3]`); inputs are a pool of 100 a task, and 100 more are
+  tested. 1,024 practice inputs a task, 3 epochs at lr 1e-3 (the paper: 4,096, 1 and 1e-5).
+* The second round practises anew; the authors' code relabels the ids of one practice set.
 * A wrong number counts as answered where its task happens to give the same label: with two pairs of labels
   among four tasks, chance alone makes about 17 % of it. "Mixed, recursive" shares its first round with
   "mixed".
-* At `--scale smollm2`, four real tasks with labels of their own; two are the paper's. The number stands in a
-  plain language model's prompt: `task 3 : …` and a line "Output:". With its instruction this model solves
-  none of them: it gives one of a task's two labels to nearly every input, which is right for half of them.
-  So what a number is associated with here is a label; that it takes the *mixed* variant is seen as well.
+* At `--scale smollm2`, four real tasks with labels of their own, two of them the paper's, and 240 practice
+  inputs at 1e-4. The number stands in a plain language model's prompt: `task 3 : …` and a line "Output:".
+  With its instruction this model solves none of them: it gives one of a task's two labels to nearly every
+  input, which is right for half of them. So what a number is associated with here is a label; that it takes
+  the *mixed* variant is seen as well.
 """
 
 FACTS = """
@@ -100,15 +105,16 @@ FACTS = """
 * **The edits** are our own in CounterFact's file format, in `data/facts`: of CounterFact's 34 relations,
   32; capitals and twin cities have no five subjects with the same object, so authors and currencies stand
   for them. Only facts that the model knows are edited: it has to prefer the true object. `--data
-  counterfact.json` takes the original file, of which `--keep-unknown` edits all, as the paper did.
+  counterfact.json` takes the original file; with `--keep-unknown` unknown facts are edited, too, as in the
+  paper.
 * **A probability** is that of all tokens of the object after the prompt, not divided by their number.
   Prompts of an edit are averaged first, then the edits.
 * **The teacher's prompt** has the new fact and, if that is best on other edits, that nothing else changes,
-  true sentences on other subjects, and explanations. By rule: GPT-3 wrote the paper's demonstrations.
+  true sentences on other subjects, and explanations, by rule. The paper's has all of these, by GPT-3.
 * **Inputs**: prompts by templates, one half on the edited subject, a quarter on other subjects of its
   relation, a quarter of other relations; no tested prompt is among them, nor a tested neighbour's subject. In
   the second variant the model writes questions about the new fact and about other facts, and practises its
-  answers. The paper's model wrote its inputs, too.
+  answers. So did the paper's model, whose figures stand beside the first.
 * **Distilling** takes 1,024 inputs an edit and 8 tokens of each completion, 4 epochs in batches of 16, so
   256 steps, as many as the paper's 4,096 inputs in one; where one student takes all edits, 96 inputs of
   each. The learning rate is the one with the largest harmonic mean of both scores on six other edits, and so
@@ -119,8 +125,9 @@ FACTS = """
 CONTROL = """
 * **The model** is SmolLM2-135M-Instruct as a plain language model, without its chat format; the teacher's
   prompt shows it examples of reviews that change their mind, where the paper's instruction sufficed for
-  TK-Instruct. It is chosen from six on validation beginnings. Completions have at most 40 tokens and are
-  sampled at temperature 1.
+  TK-Instruct. It is chosen from six on validation beginnings. The student's is the review alone. A student
+  has 1,024 practice inputs, 2 epochs at lr 1e-4 (the paper: 4,096, 1 and 1e-5). Completions have at most 40
+  tokens and are sampled at temperature 1.
 * **Both directions**: the paper steers to good endings of bad beginnings only; its other row,
   "neutral" (before .24, teacher .54, after .34), is left out.
 * **Beginnings** are written by the model after two dozen of ours, about films, books, food and things,
@@ -143,10 +150,10 @@ TRANSFER = """
   scratchpads, so that a student that starts from the teacher (`--start teacher`) has them no more. A
   practised sum ends with its line, as those in the prompt do: the model's stop token, which answers end with
   elsewhere, is then written after numbers in other answers, too (`--student-stop token`).
-* **Instruction items**: definition, 2 positive examples and an answer, as in the paper. The teacher has up
-  to 2,000 with their true answers, each once, beside twelve passes over its 499 scratchpads (paper: 4,096
-  beside 500, 32 passes over both); the student 4,000 beside 10,000 practice answers, in one pass (paper:
-  65,536), with the soft labels of its own answers before: the 28 training tasks at hand are few, and a
+* **Instruction items**: definition, 2 positive examples and an answer, as in the paper. The teacher has up to
+  2,000 with their true answers, each once, beside twelve passes over its 499 scratchpads (paper: 4,096 beside
+  500, 32 passes over both); the student 4,000 beside 10,000 practice answers, in one pass (paper: 65,536,
+  three passes), with the soft labels of its own answers before: the 28 training tasks at hand are few, and a
   student that learnt their true answers (`--item-answers true`) forgot more of the other tasks. They hold
   2,563 short items, which come again where more are wanted, answered anew. The command's `--reuse` only saves
   teacher, practice and items: leave it out. Items of more than 256 tokens, of the category Mathematics, and
@@ -170,8 +177,10 @@ SQL = """
   condition that are a database's own, and only examples tell. Questions are from a dozen templates, queries
   have one table.
 * **A student for each database**, at pocket scale on 300 unlabelled questions of it, 6 epochs, AdamW at 1e-3,
-  instead of one epoch of 4,096 at 1e-4. The examples and the unlabelled questions are drawn anew for each
-  seed; the first third of a database's questions is for tests and the same for all.
+  instead of one epoch of 4,096 at 1e-4. The questions are from a pool; as in the paper, the model writes them
+  in the second variant, though the paper's figures stand beside the first. The examples and the unlabelled
+  questions are drawn anew for each seed; the first third of a database's questions is for tests and the same
+  for all.
 * **Gradient descent** starts from the same base with the same optimiser, on one batch of all examples for 25
   epochs at a constant rate. The best of five rates is taken, chosen on four other databases, one for the best
   epoch and one for the last. The best epoch is chosen on the test questions, as in the paper, but here for
@@ -194,8 +203,9 @@ SQL_LONG = """
   average of eight such prompts, and has two students a database with other examples in their prompts.
 * Answers are sampled from a random one of the teacher's prompts, and labelled by the average of all. Of these
   random fours every second one has the examples that the one before it lacks.
-* The three kinds of rounds are not in the paper's experiment. Their students see no examples, since a
-  student that saw the first four would have nothing to learn from a teacher with the same four.
+* *Student after* is the paper's experiment, but for its inputs, which are from a pool here; students and
+  rounds are trained as in the last experiment. The last three rows are ours. Their students see no examples,
+  since a student that saw the first four would have nothing to learn from a teacher with the same four.
 """
 
 OWN = """
