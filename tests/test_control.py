@@ -13,7 +13,7 @@ import torch
 from test_plain import tiny_decoder, tiny_tokenizer
 
 from minicd.hf.checkpoint import save
-from minicd.metrics.diversity import distinct_2, diversity, mutual_rouge, word_entropy
+from minicd.metrics.diversity import distinct_2, diversity, mutual_rouge, pair_of, word_entropy
 from minicd.metrics.sentiment import Judge, cross_validated, parts
 from minicd.sampling import generate, score
 from minicd.tasks.control import Control, ControlSettings, write_beginnings
@@ -112,6 +112,13 @@ def test_diversity_by_hand():
     assert distinct_2(["a b a b", "a b"]) == pytest.approx(50) and distinct_2(["a"]) == 0  # ab, ba of four pairs
     assert mutual_rouge(["one two", "one two", "six"]) == pytest.approx(100 / 3) and mutual_rouge(["alone"]) == 0
     assert mutual_rouge(["one two three four", "two four"]) == pytest.approx(100 * 2 * 1 * 0.5 / 1.5)
+
+
+def test_the_pairs_of_many_texts_are_numbered():
+    """So that a thousand of fifty million need no list of all."""
+    assert [pair_of(k) for k in range(66)] == [(i, j) for i in range(12) for j in range(i)]
+    n = 20_000
+    assert pair_of(n * (n - 1) // 2 - 1) == (n - 1, n - 2) and pair_of((n - 1) * (n - 2) // 2) == (n - 1, 0)
 
 
 def test_one_ending_shows():
@@ -271,6 +278,20 @@ def test_what_is_tested_was_not_seen(author, sentences, tmp_path):
         halves = set(texts_of(first_halves(training), wrong))
         assert tests["real"] and not halves & set(tests["real"])
         assert set(tests["real"]) <= set(texts_of(first_halves(held_out), wrong))
+
+
+def test_no_real_beginning_is_tested_that_was_practised(author, tmp_path):
+    """A file of beginnings may have those of the sentences themselves, whose splits are others."""
+    lines = [f"in film {i} the hero of part {i} was {'good' if i % 2 else 'bad'} and so was the end of all that" for i in range(200)]
+    (data := tmp_path / "data.txt").write_text("".join(f"{line}\t{i % 2}\n" for i, line in enumerate(lines)))
+    halves = first_halves(read_reviews(data))
+    (beginnings := tmp_path / "halves.txt").write_text("".join(f"{text.upper()}\t{label}\n" for text, label in halves))
+    made = Control(ControlSettings(model=str(author), data=str(data), beginnings=str(beginnings)), 0,
+                   RunFolder(tmp_path / "run", torch.device("cpu")))
+    made.folder.keep("beginnings", made.make_beginnings(), None)
+    for towards in KINDS:
+        real = {text.upper() for text in made.tests(towards)["real"]}
+        assert real and not real & {*made.beginnings(towards, "practice"), *made.beginnings(towards, "validation")}
 
 
 @pytest.mark.parametrize("words, sentence", [

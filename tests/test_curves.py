@@ -125,6 +125,17 @@ def test_curves_that_cannot_be(changes, sentence):
         CurveSettings(**changes)
 
 
+@pytest.mark.parametrize("line", ["student", "hard", "direct_teacher", "direct_base"])
+def test_what_trains_on_practice_waits_for_it(line, tmp_path):
+    """True answers, too, are those of practised questions."""
+    made = Curves(CurveSettings(lines=line, budgets=[499]), 0, RunFolder(tmp_path, torch.device("cpu")))
+    assert [stage.needs for stage in made.stages() if stage.name == f"{line}-499"] == [("practice",)]
+
+
+def test_a_point_of_one_question(run):
+    assert list(run(lines="student", budgets=[1])["metrics"]) == ["student-1"]
+
+
 def test_more_questions_than_there_are(run):
     with pytest.raises(ValueError, match="--budgets 100: there are only 80 --practice-questions"):
         run(budgets=[20, 100])

@@ -389,6 +389,92 @@ def test_a_folder_belongs_to_its_settings(tmp_path):
     assert json.loads((tmp_path / "settings.json").read_text())["precision"] == "fp32"
 
 
+def test_a_folder_belongs_to_its_task_and_seed(tmp_path):
+    folder = RunFolder(tmp_path, CPU)
+    folder.claim(DistillSettings(), 3)
+    folder.keep("x", 1, None)
+    folder.claim(DistillSettings(), 3)
+    with pytest.raises(ValueError, match="holds a run of seed 3, not 0; choose another folder with --out"):
+        folder.claim(DistillSettings(), 0)
+    with pytest.raises(ValueError, match="holds a run of another task; choose another folder"):
+        folder.claim(NextSettings(), 3)
+
+
+def test_what_an_abandoned_start_noted_is_not_counted(tmp_path):
+    """Unless its settings were the same: then it is time spent on this run."""
+    folder = RunFolder(tmp_path, CPU)
+    folder.claim(RunSettings(), 0)
+    for settings, minutes in ((RunSettings(), 5.0), (RunSettings(precision="fp32"), 0.0)):
+        folder.note("teacher", minutes=5.0)
+        folder.claim(settings, 0)
+        with folder.timed("teacher"):
+            pass
+        assert folder.read_note("teacher")["minutes"] == pytest.approx(minutes, abs=0.1)
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_stage_that_goes_on_names_all_commits_and_machines(tmp_path, monkeypatch, goes_on):
+    folder = RunFolder(tmp_path, CPU)
+    for name in ("one", "two", "two"):
+        monkeypatch.setattr("minicd.tasks.folder.commit", lambda: name)
+        monkeypatch.setattr("minicd.tasks.folder.hardware", lambda device: f"machine {name}")
+        with folder.timed("teacher", precision="bf16" if name == "one" else "fp32"):
+            if goes_on:
+                folder.checkpoint("teacher").write_text("")
+    note, both = folder.read_note("teacher"), "one; two" if goes_on else "two"
+    assert note["commit"] == both and note["precision"] == ("bf16; fp32" if goes_on else "fp32")
+    assert note["hardware"] == "; ".join(f"machine {name}" for name in both.split("; "))
+    record = make_record("mine", RunSettings(), [0, 1], [{"metrics": {}}] * 2, [{"teacher": note}, {"teacher": note | {"commit": "two"}}], {})
+    assert record["commits"] == both
+
+
+def test_data_that_changed_since_want_another_folder(settings, copy, tmp_path, monkeypatch):
+    """Else the record would name a new file beside figures of the old one. A folder that does not say goes on."""
+    (data := tmp_path / "letters.txt").write_text("a")
+    monkeypatch.setattr(Next, "files", lambda self: [data])
+    for folder in (copy, copy / "seed-3"):
+        (folder / "data.json").unlink()
+    for _ in range(2):
+        train("next", Next, settings, SEEDS, copy, CPU)
+    data.write_text("b")
+    with pytest.raises(ValueError, match="holds a run with other data: letters.txt has changed since; choose another"):
+        train("next", Next, settings, SEEDS, copy, CPU)
+    borrower = RunFolder(tmp_path / "borrower", CPU)
+    for digest in ("one", "another"):  # nothing depends on it yet
+        borrower.claim(settings, 0)
+        borrower.claim_data({"letters.txt": digest})
+    with pytest.raises(ValueError, match="borrower holds a run with other data"):
+        borrower.borrow(copy, ["practice"])
+
+
+def test_a_seed_that_was_published_meanwhile_stays_in_the_record(settings, copy, tmp_path, monkeypatch):
+    """Two runs side by side, each with --join, began with the same record."""
+    monkeypatch.setattr("minicd.tasks.run.ROOT", tmp_path)
+    train("next", Next, settings, [3], copy, CPU, publish=True)
+    published = tmp_path / "results" / "next-pocket.json"
+    by_another = published.read_bytes()
+    published.unlink()
+    original = Next.figures
+
+    def figures(self):
+        published.write_bytes(by_another)
+        return original(self)
+    monkeypatch.setattr(Next, "figures", figures)
+    train("next", Next, settings, [0], copy, CPU, publish=True, join=True)
+    assert read(published)["seeds"] == [0, 3]
+
+
+def test_the_minutes_are_those_of_the_runs_stages(settings, copy):
+    """The folder may hold others: of a line of a curve that is not asked for any more, say."""
+    before, folder = read(copy / "record.json"), RunFolder(copy, CPU)
+    for name in ("other", "practice.parts/chunk-0000"):
+        folder.note(name, minutes=100.0)
+    train("next", Next, settings, SEEDS, copy, CPU)
+    now = read(copy / "record.json")["minutes"]
+    assert "other" not in now and now["practice.parts--chunk-0000"] == [100.0, 0.0]
+    assert now["total"][0] == pytest.approx(before["minutes"]["total"][0] + 100, abs=0.5)
+
+
 def test_a_folder_is_not_claimed_for_a_loss_that_was_edited(tmp_path, monkeypatch):
     """Its students would be shown as if the loss had made them."""
     folder = RunFolder(tmp_path, CPU)
@@ -423,7 +509,7 @@ def flip_digit(path: Path) -> None:
     ("student/config.json", "delete {path.parent} to run the stage student anew"),
     ("settings.json", "delete this folder, or choose another with --out"),
     ("notes/student.json", "delete it, and the record will lack minutes and losses of student"),
-    ("wall.json", "delete it to count from zero")])
+    ("wall.json", "delete it to count from zero"), ("data.json", "delete it, and data are not compared")])
 @pytest.mark.parametrize("damage", [flip_digit, lambda path: path.write_text("[1]"),
                                     lambda path: path.write_text('{"version": 1}'), lambda path: path.write_text("{"),
                                     lambda path: path.write_bytes(b"")], ids=["digit", "list", "object", "cut", "empty"])
@@ -438,7 +524,7 @@ def test_json_that_is_not_what_was_written_is_named_with_the_right_advice(settin
         assert name == "settings.json" and said.endswith("choose another folder with --out, or delete this one")
         return
     assert said.startswith(f"{path} ") and said.endswith(advice.format(path=path)) and len(said.splitlines()) == 1, said
-    if name in ("wall.json", "notes/student.json"):  # the advice can be taken, and nothing that was made is lost
+    if name in ("wall.json", "notes/student.json", "data.json"):  # the advice can be taken, and nothing that was made is lost
         path.unlink()
         train("next", Next, settings, SEEDS, copy, CPU)
         assert read(copy / "record.json")["metrics"]["after"]["mean"] == 100.0

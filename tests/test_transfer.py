@@ -19,6 +19,7 @@ from minicd.hf.families import read_config
 from minicd.labels import Examples, Ragged, SoftLabels
 from minicd.metrics import mcnemar
 from minicd.tasks import transfer
+from minicd.tasks.addition import AdditionSettings
 from minicd.tasks.folder import RunFolder
 from minicd.tasks.parts import transfer_eval, word_problems
 from minicd.tasks.parts.addition_questions import split_of, test_questions as unseen_questions
@@ -27,7 +28,7 @@ from minicd.tasks.parts.natural_instructions import Example, Instance, NITask
 from minicd.tasks.parts.transfer_eval import EXAMPLES, FORM, student_prompt, teacher_prompt
 from minicd.tasks.parts.word_problems import (TEMPLATES, Resembling, asked_sums, draw_sums, problems, result, runs_of_words)
 from minicd.tasks.settings import guarded
-from minicd.tasks.transfer import Transfer, TransferSettings, end_of_line
+from minicd.tasks.transfer import Transfer, TransferSettings, end_of_line, ending_lines
 from minicd.tokenizer import TextTokenizer, word_tokenizer
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "natural_instructions" / "tasks"
@@ -379,6 +380,26 @@ def test_bad_data_is_one_sentence_before_anything_is_trained(program, base, data
         with pytest.raises(SystemExit, match=sentence) as stopped:
             program("train", *SMALL, "--model", base, "--data", data / name, "--out", tmp_path / name)
         assert len(str(stopped.value.code).splitlines()) == 1 and not list((tmp_path / name).rglob("*.safetensors"))
+    for split, name in (("train", "task1_a"), ("test", "task1_a")):
+        write_task(tmp_path / "both" / split, name)
+    with pytest.raises(SystemExit, match="both: task1_a is a task for training and for tests"):
+        program("train", *SMALL, "--model", base, "--data", tmp_path / "both", "--out", tmp_path / "out")
+
+
+def test_what_is_reused_is_of_this_task_and_of_one_teacher(program, base, data, tmp_path):
+    words = [*SMALL, "--model", base, "--data", data]
+    RunFolder(tmp_path / "addition", torch.device("cpu")).claim(AdditionSettings(), 0)
+    with pytest.raises(SystemExit, match="addition cannot be reused, it holds a run of another task"):
+        program("train", *words, "--reuse", tmp_path / "addition", "--out", tmp_path / "own")
+    for name in ("lender", "own"):
+        program("train", *words, "--out", tmp_path / name)
+    teacher = RunFolder(tmp_path / "own", torch.device("cpu")).get("teacher")
+    with torch.no_grad():
+        next(teacher.parameters()).add_(1.0)
+    RunFolder(tmp_path / "own", torch.device("cpu")).keep("teacher", teacher, byte_tokenizer())
+    (tmp_path / "own" / "practice.safetensors").unlink()
+    with pytest.raises(SystemExit, match="own has a teacher of its own, so that of .*lender cannot be reused; choose"):
+        program("train", *words, "--reuse", tmp_path / "lender", "--out", tmp_path / "own")
 
 
 def test_instruction_items_may_be_answered_by_the_start(program, base, data, tmp_path):
@@ -423,6 +444,17 @@ def test_its_sums_end_with_their_line_as_in_its_prompt_or_with_the_stop_token(st
     assert both.labels.weights[:6].tolist() == [60, 40, 100, 100, 98, 2]
     assert [alone.answers[i] for i in range(len(alone))] == [[7, end], [8, end]]
     assert practised.answers[0] == [7, eos]  # what is on disk stays as it is
+
+
+def test_no_token_stands_twice_in_an_exact_label_that_ends_with_a_line(tmp_path):
+    """A loss that asks what no label names would let the student put any probability on the stop token."""
+    tokenizer = experiment(tmp_path).tokenizer
+    eos, line, size = tokenizer.eos_id, tokenizer.encode_answer("\n")[0], 300
+    q = torch.randn(1, size).softmax(-1)
+    made = ending_lines(Examples(Ragged.of([[1]]), Ragged.of([[eos]]), SoftLabels.of_probabilities(torch.arange(size)[None], q)), tokenizer)
+    dense = torch.zeros(size).index_add(0, made.labels.ids.values.long(), made.labels.weights)
+    assert made.answers[0] == [line] and sorted(made.labels.ids[0]) == list(range(size))
+    assert dense[line] == q[0, eos] and dense[eos] == q[0, line] and made.labels.kind == "exact"
 
 
 def test_a_tokenizer_without_an_end_of_line_is_one_sentence():

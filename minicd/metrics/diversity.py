@@ -29,13 +29,19 @@ def distinct_2(texts: Sequence[str]) -> float:
 def mutual_rouge(texts: Sequence[str], seed: int = 0) -> float:
     """Mean Rouge-L, in percent, of two different texts: of all pairs, or of PAIRS random ones."""
     n = len(texts)
-    pairs = [(i, j) for i in range(n) for j in range(i)]
-    if not pairs:
+    if n < 2:
         return 0.0
-    if len(pairs) > PAIRS:
-        pairs = [pairs[k] for k in np.random.default_rng(seed).choice(len(pairs), PAIRS, replace=False)]
+    pairs = n * (n - 1) // 2
+    chosen = (np.random.default_rng(seed).choice(pairs, PAIRS, replace=False).tolist() if pairs > PAIRS
+              else range(pairs))
     split = [words(text) for text in texts]
-    return 100 * float(np.mean([f_measure(split[i], split[j]) for i, j in pairs]))
+    return 100 * float(np.mean([f_measure(split[i], split[j]) for i, j in map(pair_of, chosen)]))
+
+
+def pair_of(k: int) -> tuple[int, int]:
+    """Number k of the pairs (1, 0), (2, 0), (2, 1), (3, 0), …"""
+    i = (1 + math.isqrt(1 + 8 * k)) // 2
+    return i, k - i * (i - 1) // 2
 
 
 def diversity(texts: Sequence[str]) -> dict[str, float]:

@@ -25,7 +25,7 @@ from ..tokenizer import TextTokenizer
 from .parts import control_eval, differs
 from .parts.control_eval import LONGEST, SAMPLES, ControlEval, completions
 from .parts.forgetting import kl_to_base
-from .parts.inputs import pool
+from .parts.inputs import pool, words
 from .parts.instruction_eval import end_with_line
 from .parts.reviews import (KINDS, SPLITS, Labelled, first_halves, of_split, read_reviews, texts_of,
                             written_reviews)
@@ -175,8 +175,10 @@ class Control(Experiment):
         return texts_of(of_split(self.folder.get("beginnings"), split), 1 - KINDS.index(towards))
 
     def tests(self, towards: str) -> dict[str, list[str]]:
-        """Both test sets by name. No real sentence of the second one has trained the judge."""
-        real = texts_of(first_halves(of_split(self.real, "test")), 1 - KINDS.index(towards))
+        """Both test sets by name. No real sentence of the second one has trained the judge or the student."""
+        used = {words(x) for split in ("practice", "validation") for x in self.beginnings(towards, split)}
+        halves = texts_of(first_halves(of_split(self.real, "test")), 1 - KINDS.index(towards))
+        real = [x for x in halves if words(x) not in used]
         sets = {"written": self.beginnings(towards, "test"), "real": real}
         return {name: texts[: self.settings.test_beginnings] for name, texts in sets.items() if texts}
 

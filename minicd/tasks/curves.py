@@ -78,7 +78,7 @@ class Curves(Addition):
         yield from super().stages()
         for line in self.lines:
             for n in self.numbers(line):
-                needs = () if line in ("teacher", "direct_base", "other_base") else ("practice",)
+                needs = () if line in STEP_BY_STEP else ("practice",)
                 yield Stage(f"{line}-{n}", partial(self.point, line, n), needs,
                             lambda score, line=line, n=n: f"{line}, {n}: {score['accuracy']:.1f} %")
 
@@ -111,7 +111,7 @@ class Curves(Addition):
         """On the first n items of practice: with the teacher's labels, soft or hard, or with true answers."""
         s, items = self.settings, self.folder.get("practice")
         start = self.base if line == "direct_base" else self.folder.get("teacher")
-        chosen = first(items, round(n * len(items) / s.practice_questions))  # some had no answer
+        chosen = first(items, max(1, round(n * len(items) / s.practice_questions)))  # some had no answer
         steps = s.student_epochs * per_epoch(len(items), s.student_batch)
         epochs = steps / per_epoch(len(chosen), s.student_batch)
         loss = s.loss if line == "student" else "hard"

@@ -18,12 +18,15 @@ from ..losses import source
 from ..runtime.device import hardware
 from ..runtime.files import atomic_json, file_checksum, read_checked, read_json, write_checked
 from ..runtime.lock import LOCK
-from .record import commit
+from .record import commit, joined
 from .settings import changes
 
 NUMBER = (int, float)
 NOTE = {"stage": str, "minutes": NUMBER, "hardware": str, "commit": str, "precision": str, "losses": list,
         "files": dict}
+DATA = "data.json"  # the hashes of the data files
+ABOUT = ("wall.json", "notes", DATA, LOCK)  # of a run folder: nothing depends on the settings here
+OTHER_OUT = "choose another folder with --out, or delete this one"
 
 
 class RunFolder:
@@ -32,29 +35,56 @@ class RunFolder:
     def __init__(self, path: Path, device: torch.device):
         self.path, self.device = Path(path), device
 
-    def claim(self, settings: Any) -> None:
+    def claim(self, settings: Any, seed: int | None = None) -> None:
         """Write settings.json, or check that it is the same if something in the folder depends on it.
 
-        Raises ValueError for other settings, a loss that was edited since, or an unwritable folder.
+        Raises ValueError for the run of another task or seed, with other settings, or whose loss was edited
+        since, and for an unwritable folder.
         """
         fields = [field for field in dataclasses.fields(settings) if not field.metadata["free"]]
-        file, own = self.path / "settings.json", ("settings.json", "wall.json", "notes", LOCK)
         new = {field.name: getattr(settings, field.name) for field in fields}
-        digest = source(settings.loss) if hasattr(settings, "loss") else None
-        advice = "delete this folder, or choose another with --out"
-        if file.exists() and any(path.name not in own for path in self.path.iterdir()):
-            found = read_checked(file, {}, advice, has="scale")
-            if found.pop("loss_source", None) not in (None, digest):
-                raise ValueError(f"the loss {settings.loss} was edited since the run in {self.path} began: "
-                                 "choose another folder with --out, or delete this one")
-            if different := changes(settings, found):
-                raise ValueError(f"{self.path} holds a run with other settings: {', '.join(different)}; "
-                                 "choose another folder with --out, or delete this one")
-            return
+        whose = {"loss_source": source(settings.loss) if hasattr(settings, "loss") else None,
+                 "kind": type(settings).__name__, "seed": seed}
+        file, old = self.path / "settings.json", None
+        if file.exists():
+            if any(path.name not in (file.name, *ABOUT) for path in self.path.iterdir()):
+                return self.check_claim(settings, whose)
+            old = file.read_bytes()
         try:
-            write_checked(file, new | {"loss_source": digest})
+            write_checked(file, new | whose)
         except OSError as error:
             raise ValueError(f"cannot write to {self.path}: {error.strerror}") from None
+        changed = old not in (None, file.read_bytes())  # then an abandoned start's minutes are not this run's
+        for name in (DATA, *(("notes", "wall.json") if changed else ())):
+            remove(self.path / name)
+
+    def check_claim(self, settings: Any, whose: dict[str, Any]) -> None:
+        """Raises ValueError where settings.json is of another run. What an old one lacks is not compared."""
+        found = read_checked(self.path / "settings.json", {},
+                             "delete this folder, or choose another with --out", has="scale")
+        there = {name: found.pop(name, None) for name in whose}
+        of = {"loss_source": f"the loss {getattr(settings, 'loss', '')} was edited since the run in "
+                             f"{self.path} began",
+              "kind": f"{self.path} holds a run of another task",
+              "seed": f"{self.path} holds a run of seed {there['seed']}, not {whose['seed']}"}
+        for name, problem in of.items():
+            if None not in (there[name], whose[name]) and there[name] != whose[name]:
+                raise ValueError(f"{problem}; {OTHER_OUT}")
+        if different := changes(settings, found):
+            raise ValueError(f"{self.path} holds a run with other settings: {', '.join(different)}; "
+                             f"{OTHER_OUT}")
+
+    def claim_data(self, files: dict[str, str]) -> None:
+        """Keep the hashes of the data files that the run reads, or check that they are still the same.
+
+        Raises ValueError where they are not. Older folders have none, and are not checked.
+        """
+        if not (self.path / DATA).exists():
+            return write_checked(self.path / DATA, {"files": files})
+        there = read_data(self.path).values()
+        if changed := [name for name, digest in files.items() if digest not in there]:
+            raise ValueError(f"{self.path} holds a run with other data: {changed[0]} has changed since; "
+                             f"{OTHER_OUT}")
 
     def file(self, stage: str) -> Path | None:
         """Where a finished stage is, or None."""
@@ -113,8 +143,13 @@ class RunFolder:
         return self.path / f"{stage}.progress.safetensors"
 
     def borrow(self, other: Path, stages: list[str]) -> None:
-        """Copy finished stages and their notes from another run. Raises ValueError where they are missing."""
+        """Copy finished stages and their notes from another run.
+
+        Raises ValueError where they are missing, or made from other data than what is here.
+        """
         lender = RunFolder(other, self.device)
+        if (other / DATA).exists():
+            self.claim_data(read_data(other))
         for stage in stages:
             source = lender.file(stage)
             if source is None:
@@ -147,11 +182,20 @@ class RunFolder:
     def note(self, stage: str, **what: Any) -> None:
         write_checked(self.note_file(stage), {**self.read_note(stage), "stage": stage, **what})
 
+    def note_too(self, stage: str, **what: str) -> None:
+        """Beside what is there, where the stage goes on from what it had then."""
+        parts = self.path / f"{stage}.parts"
+        goes_on = self.checkpoint(stage).exists() or parts.exists()
+        there = self.read_note(stage) if goes_on else {}
+        self.note(stage, **{key: joined([*there.get(key, "").split("; "), value])
+                            for key, value in what.items()})
+
     @contextmanager
-    def timed(self, stage: str):
+    def timed(self, stage: str, **how: str):
         """Add the time spent inside to the stage's minutes, even when interrupted. A kill loses its time."""
         before, start = self.read_note(stage).get("minutes", 0.0), time.monotonic()
-        self.note(stage, minutes=before, hardware=hardware(self.device), commit=commit())
+        self.note(stage, minutes=before)
+        self.note_too(stage, hardware=hardware(self.device), commit=commit(), **how)
         try:
             yield
         finally:
@@ -162,26 +206,39 @@ def borrow_same(folder: RunFolder, other: Path, settings: Any,
                 depends_on: Callable[[Any], dict[str, dict[str, Any]]]) -> None:
     """Copy the finished stages of another run whose settings, as far as `depends_on` names them, agree.
 
-    Says which are to be made anew. Raises ValueError where the first stage is missing or has other settings.
+    Says which are to be made anew. Raises ValueError where the first stage is missing, has other settings,
+    or is already here and another one: the other stages depend on it.
     """
     file = other / "settings.json"
     if not file.exists():
         raise ValueError(f"{other} is no run folder: it has no settings.json")
     known = {field.name for field in dataclasses.fields(settings)}
     found = read_checked(file, {}, "choose another run folder")
+    kinds = [kind.__name__ for kind in type(settings).__mro__]
+    if found.get("kind", kinds[0]) not in kinds:
+        raise ValueError(f"{other} cannot be reused, it holds a run of another task")
     there = type(settings)(**{key: value for key, value in found.items() if key in known})
     here, there = depends_on(settings), depends_on(there)
-    first = next(iter(here))
+    first, lender = next(iter(here)), RunFolder(other, folder.device)
+    if folder.file(first) and folder.read_note(first).get("files") != lender.read_note(first).get("files"):
+        raise ValueError(f"{folder.path} has a {first} of its own, so that of {other} cannot be reused; "
+                         f"{OTHER_OUT}")
     for stage, values in here.items():
         different = ", ".join(f"{key} {there[stage][key]!r} there, {value!r} here"
                               for key, value in values.items() if there[stage][key] != value)
         if different and stage == first:
             raise ValueError(f"{other} cannot be reused, its {first} has other settings: {different}")
-        finished = RunFolder(other, folder.device).file(stage)
+        finished = lender.file(stage)
         if different and finished:
             print(f"{stage} is made anew: {different}")
         elif finished or stage == first:
             folder.borrow(other, [stage])
+
+
+def read_data(folder: Path) -> dict[str, str]:
+    """Data file → its hash when the run in this folder began. Raises ValueError where that is damaged."""
+    advice = "delete it, and data are not compared"
+    return read_checked(folder / DATA, {"files": dict}, advice, has="files")["files"]
 
 
 def remove(path: Path) -> None:

@@ -12,7 +12,7 @@ from collections import Counter
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Iterable, Sequence
 
 import torch
 
@@ -117,7 +117,12 @@ def sum_up(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def distinct(notes: Sequence[dict[str, Any]], key: str) -> str:
-    return "; ".join(dict.fromkeys(str(note[key]) for note in notes if key in note))
+    return joined(part for note in notes if key in note for part in str(note[key]).split("; "))
+
+
+def joined(values: Iterable[str]) -> str:
+    """Each once, in their order."""
+    return "; ".join(dict.fromkeys(filter(None, values)))
 
 
 def runs_to_join(path: Path, files: dict[str, str], changes: Callable[[dict], list[str]]) -> list[dict]:

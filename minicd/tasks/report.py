@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Callable, Iterable, Sequence
 
@@ -135,8 +136,8 @@ def picture(path: Path, size: tuple[float, float], draw: Callable[[Any], None]) 
         print("No plot was drawn: pip install matplotlib")
         return False
     draw((figure := Figure(figsize=size, layout="constrained")).add_subplot())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    figure.savefig(drawn := BytesIO(), dpi=120, format="png")
+    atomic_bytes(path, drawn.getvalue())
     return True
 
 

@@ -171,12 +171,12 @@ class Experiment:
     # --- the frame ---
 
     def make(self, stage: Stage) -> None:
-        with self.folder.timed(stage.name):
+        precision = pick_precision(self.device, self.settings.precision)
+        with self.folder.timed(stage.name, precision=precision):
             for need in stage.needs:
                 self.folder.check(need)
             with at_home(self.folder.path, f"{type(self).__name__}, seed {self.seed}"):
                 made = stage.make()
-            self.folder.note(stage.name, precision=pick_precision(self.device, self.settings.precision))
             self.folder.keep(stage.name, made, self.tokenizer if isinstance(made, nn.Module) else None)
         return_memory()
 
@@ -191,6 +191,12 @@ class Experiment:
             except (AttributeError, LookupError, TypeError):  # its checksum was in a note that is gone
                 raise ValueError(f"{self.folder.file(stage.name)} is damaged: it is not of the stage "
                                  f"{stage.name}; delete it to run this stage anew") from None
+
+    def notes(self) -> dict[str, dict[str, Any]]:
+        """The notes of its stages: the folder may have those of settings before, such as another curve's."""
+        stages = {self.folder.note_file(stage.name).stem for stage in self.stages()}
+        return {name: note for name, note in self.folder.notes().items()
+                if name.split(".parts--")[0] in stages}
 
     def waiting(self) -> Iterator[Stage]:
         """Unfinished stages whose needs are finished."""
@@ -307,19 +313,23 @@ def run(task: str, kind: type[Experiment], experiments: list[Experiment], out: P
         join: bool = False) -> dict[str, Any] | None:
     """All stages of all seeds → the record; None where the settings end the run too early for one."""
     for experiment in experiments:
-        experiment.folder.claim(experiment.settings)
+        experiment.folder.claim(experiment.settings, experiment.seed)
         experiment.prepare()
+        experiment.folder.claim_data(hashes(experiment.files()))
     settings = experiments[0].settings
     published = ROOT / "results" / f"{task}-{settings.scale}.json"
     files = hashes(experiments[0].files())
-    earlier = runs_to_join(published, files, partial(changes, settings)) if join else []
+    find_earlier = partial(runs_to_join, published, files, partial(changes, settings))
+    if join:
+        find_earlier()  # refuses before hours of work
     with wall_time(out):
         make_all(experiments, jobs)
     check_finished(experiments)  # also those which an unfinished one had hidden
     figures = [experiment.figures() for experiment in experiments]
     if None in figures:
         return None
-    notes, seeds = [e.folder.notes() for e in experiments], [e.seed for e in experiments]
+    notes, seeds = [e.notes() for e in experiments], [e.seed for e in experiments]
+    earlier = find_earlier() if join else []  # with seeds that were published meanwhile
     record = make_record(task, settings, seeds, figures, notes, kind.PAPER, earlier)
     more = {"files": files, "item": experiments[0].practice_item()}
     record = kind.complete(record) | {key: value for key, value in more.items() if value}

@@ -117,7 +117,9 @@ class Transfer(Experiment):
 
     def prepare(self) -> None:
         """What is wrong with tasks or tokenizer is said before anything is trained."""
-        self.train_tasks, self.test_tasks
+        both = {task.name for task in self.train_tasks} & {task.name for task in self.test_tasks}
+        if both:
+            raise ValueError(f"--data {self.settings.data}: {min(both)} is a task for training and for tests")
         if self.settings.student_stop == "line":
             end_of_line(self.tokenizer)
         if self.settings.reuse:
@@ -367,13 +369,16 @@ def ending_lines(examples: Examples, tokenizer: TextTokenizer) -> Examples:
     """The same answers and labels with the end of a line for the stop token: so end those in T_s.
 
     A student that learns to write the stop token after its sums soon writes it in the midst of other answers.
+    In labels of probabilities the two change places, so that none stands there twice.
     """
-    line = end_of_line(tokenizer)
+    line, eos = end_of_line(tokenizer), tokenizer.eos_id
 
-    def ended(ids: Ragged) -> Ragged:
-        return replace(ids, values=ids.values.masked_fill(ids.values == tokenizer.eos_id, line))
+    def ended(ids: Ragged, swap: bool = False) -> Ragged:
+        values = ids.values.masked_fill(ids.values == eos, line)
+        return replace(ids, values=values.masked_fill(ids.values == line, eos) if swap else values)
 
-    labels = replace(examples.labels, ids=ended(examples.labels.ids))
+    soft = examples.labels
+    labels = replace(soft, ids=ended(soft.ids, swap=soft.weights.is_floating_point()))
     return replace(examples, answers=ended(examples.answers), labels=labels)
 
 

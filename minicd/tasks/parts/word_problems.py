@@ -77,7 +77,7 @@ class Problem:
 
 @cache
 def problems(seed: int = 2022) -> dict[str, tuple[Problem, ...]]:
-    """Split → its problems. Every template of a split is used equally often; no sum is used twice."""
+    """Split → its problems. Every template of a split is used equally often; no sum twice in its order."""
     rng, sums = np.random.default_rng(seed), iter(draw_sums(sum(COUNTS.values()), seed))
     return {split: tuple(fill(templates[i % len(templates)], *next(sums), rng) for i in range(COUNTS[split]))
             for split, templates in TEMPLATES.items()}
