@@ -139,9 +139,9 @@ def practice_chunk(teacher: nn.Module, tokenizer: TextTokenizer, context: Contex
     pick = picker(settings, len(prompts), generator)
     sampled, reasons, *made = generate(teacher, [prompts[k][i] for i, k in enumerate(sampled_from)],
                                        settings.max_new_tokens, settings.temperature, generator=generator,
-                                       progress=f"{name} {start + size}/{n}", reasons=True,
+                                       progress=f"{name} {start + size}/{n}", reasons=True, keep_end=True,
                                        precision=settings.precision, pick=pick)
-    answers = [Answer.of(y, context.extract(y), why, tokenizer.eos_id) for y, why in zip(sampled, reasons)]
+    answers = [Answer.of(y, context.extract, why, tokenizer.eos_id) for y, why in zip(sampled, reasons)]
     kept = [i for i, answer in enumerate(answers) if answer]
     if len(kept) < size / 10 and not size < settings.chunk < n:  # what is left at the end may be unlucky
         raise NoAnswers(f"only {len(kept)} of {size} completions of the teacher have an extractable answer; "
@@ -168,27 +168,29 @@ def answers_at_once(vocabulary: int, prompts: int, settings: PracticeSettings) -
 class Answer:
     """f(y): what the student learns to write, and how it learns to stop."""
 
-    completion: list[int]  # y, with its stop token if it ended by itself
+    completion: list[int]  # y, with the token that ended it if it ended by itself
     kept: slice  # of the completion
     cut: bool  # f cut off what follows: the student must stop where the teacher went on
 
     @classmethod
-    def of(cls, y: list[int], found: slice | None, why: str, eos: int | None) -> Answer | None:
-        """From f's slice of y, and why y ended; None where there is nothing to learn.
+    def of(cls, y: list[int], extract: Extractor, why: str, eos: int | None) -> Answer | None:
+        """f's slice of y, whose last token is the one that ended it if `why` is "eos"; f does not see that.
 
-        If f keeps y to its end, the stop token is a token of y like any other, or y was cut at
-        max_new_tokens: then the teacher did not stop, and the student does not learn to.
-        Raises ValueError for a slice with a step.
+        If f keeps y to its end, that token is one of y like any other, or y was cut at max_new_tokens: then
+        the teacher did not stop, and the student does not learn to. `eos` follows where f cuts something off.
+        None where there is nothing to learn. Raises ValueError for a slice with a step.
         """
-        if found is None:
+        ended = why == "eos"
+        text = y[: len(y) - ended]
+        if (found := extract(text)) is None:
             return None
         if found.step not in (None, 1):
             raise ValueError(f"the extractor returned {found}; f keeps neighbouring tokens, without a step")
-        kept, ended = slice(*found.indices(len(y))), why == "eos" and eos is not None
-        if kept.stop < len(y):
-            return cls(y, kept, eos is not None)
-        whole = cls([*y, eos] if ended else y, slice(kept.start, kept.stop + ended), False)
-        return whole if whole.completion[whole.kept] else None
+        kept = slice(*found.indices(len(text)))
+        cut = kept.stop < len(text)
+        answer = (cls(text, kept, eos is not None) if cut else
+                  cls(y, slice(kept.start, kept.stop + ended), False))
+        return answer if answer.completion[answer.kept] or answer.cut else None
 
 
 def second_pass(teacher: nn.Module, prompts: list[list[list[int]]], answers: list[Answer],

@@ -142,10 +142,8 @@ class OnPolicy:
         generator = torch.Generator(next(self.student.parameters()).device).manual_seed(combine_seeds(seed))
         inputs = context.inputs(self.batch_size, np.random.default_rng(seed))
         prompts = self.tokenizer.encode_all([context.student(x) for x in inputs])
-        sampled, reasons = generate(self.student, prompts, self.settings.max_new_tokens,
-                                    self.settings.temperature, generator=generator, reasons=True,
-                                    precision=precision)
-        answers = [[*y, self.tokenizer.eos_id] if why == "eos" else y for y, why in zip(sampled, reasons)]
+        answers = generate(self.student, prompts, self.settings.max_new_tokens, self.settings.temperature,
+                           generator=generator, precision=precision, keep_end=True)
         views = [self.tokenizer.encode_all([template(x) for x in inputs]) for template in context.teachers]
         logits = ensemble_logits(self.teacher, views, answers, [slice(0, len(a)) for a in answers], precision)
         labels = self.soft_labels(torch.cat(logits), prompts, answers, generator)

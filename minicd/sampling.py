@@ -27,13 +27,14 @@ Pick = Callable[[Tensor], "tuple[Tensor, ...]"]  # logits [B, V] → next tokens
 def generate(model, prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float = 1.0,
              top_k: int | None = None, top_p: float | None = None, stop: Sequence[int | str] = (),
              generator: torch.Generator | None = None, batch_size: int = 512, progress: str = "",
-             tokenizer=None, reasons: bool = False, precision: str | None = None, pick: Pick | None = None
-             ) -> list[list[int]] | tuple[list, ...]:
+             tokenizer=None, reasons: bool = False, precision: str | None = None, pick: Pick | None = None,
+             keep_end: bool = False) -> list[list[int]] | tuple[list, ...]:
     """Sample one completion for each prompt (lists of token ids); temperature 0 is greedy.
 
     `stop`: token ids, and strings (which need the `tokenizer`), that end a completion like the model's own
-    end-of-sequence tokens. Returns token-id lists without what ended them; with `reasons`, also why each
-    ended: "eos", "stop", or "length" after max_new_tokens tokens. `precision`: bf16, fp32, auto, or None for
+    end-of-sequence tokens. Returns token-id lists without what ended them, or, with `keep_end`, with the
+    end-of-sequence token that did; with `reasons`, also why each ended: "eos", "stop", or "length" after
+    max_new_tokens tokens. `precision`: bf16, fp32, auto, or None for
     that of the weights. Batches have at most `batch_size` rows, fewer where the CPU's cache of keys and
     values would be large; where memory runs out, they are halved, with a warning.
     `pick` chooses instead of temperature, top_k and top_p, and may make more of each step's logits: with it,
@@ -55,6 +56,8 @@ def generate(model, prompts: Sequence[Sequence[int]], max_new_tokens: int, tempe
             tokens, *more = sample_batch(model, batch, max_new_tokens, stops, pick)
             for i, row, *rest in zip(rows, tokens.tolist(), *(x.cpu() for x in more)):
                 (results[i], why[i]), made[i] = stops.cut(row), tuple(rest)
+                if keep_end and why[i] == "eos":
+                    results[i] = row[: len(results[i]) + 1]
         rows = room(model.config, prompts, max_new_tokens) if device.type == "cpu" else None
         in_batches(run, by_length(prompts), batch_size, generator, progress, rows)
     return results if returned == 1 else (results, why, made)[:returned]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .runtime.checks import at_least_one
-from .runtime.device import autocast
+from .runtime.device import autocast, in_bf16
 from .runtime.files import all_tensors, atomic_safetensors, open_safetensors
 from .runtime.half import Working
 from .runtime.lean import checkpointed_blocks, loss_per_token, micro_batches, rows_together
@@ -53,6 +53,8 @@ class FitSettings:
         at_least_one(self, "batch_size")
         if self.lora_rank < 0 or self.micro_batch < 0:
             raise ValueError("lora_rank and micro_batch must be at least 0")
+        if self.clip < 0:
+            raise ValueError(f"clip {self.clip}: a negative norm would turn every gradient round")
 
 
 class BatchSource(Protocol):
@@ -210,6 +212,8 @@ class Run:
                     f"({metadata.get('run')}); this one has {self.description}. Delete it to train this "
                     "stage anew")
             self.products = json.loads(metadata.get("products", "[]"))  # older files lack it
+            if self.device.type != "cpu" or in_bf16(self.device, self.settings.precision):
+                self.products = None  # they are of fp32 on a CPU, where the run may have begun
             self.restore(json.loads(metadata["history"]), state)
 
     def restore(self, progress: list, state: dict[str, Tensor]) -> None:

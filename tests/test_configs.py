@@ -193,6 +193,19 @@ def test_several_tokens_may_end_a_completion(name, tmp_path):
     assert checkpoint.load(tmp_path / "saved")[0].config.more_eos_token_ids == (60, 7)
 
 
+@pytest.mark.parametrize("named, first", [("a", "a"), ("zzz", None), (None, None)])
+def test_of_several_ends_answers_have_the_one_of_the_tokenizer(named, first, tmp_path):
+    """Llama 3's instructed models end texts with one and turns with another: tokenizer_config.json names the latter."""
+    folder = copied("llama", tmp_path)
+    tokenizer = checkpoint.load(folder)[1]
+    ids = [tokenizer.eos_id, tokenizer.backend.token_to_id("a"), tokenizer.backend.token_to_id("b")]
+    change_config(folder, eos_token_id=ids)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "c" if named == "zzz" else named}))
+    model, tokenizer = checkpoint.load(folder)
+    wanted = [ids[1], ids[0], ids[2]] if first else ids
+    assert [model.config.eos_token_id, *model.config.more_eos_token_ids] == wanted and tokenizer.eos_id == wanted[0]
+
+
 @pytest.mark.parametrize("eos, words", [([], r"eos_token_id cannot be []"), (True, "eos_token_id cannot be True"),
                                         ([2, True], "eos_token_id cannot be True"),
                                         ([2, None], "eos_token_id cannot be None"), (-1, "eos_token_id cannot be -1"),

@@ -1,6 +1,7 @@
 """Who learns to stop where: the stop token's label, for every way in which a completion can end."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,19 @@ def test_the_stop_token_is_labelled_once_where_f_keeps_everything(kind):
     assert shares[last].mean().item() == pytest.approx(e, abs=0.01)
 
 
+def test_the_token_that_ends_an_answer_is_the_one_that_the_teacher_wrote():
+    """Of several that end one, such as the end of a line; a hard label is that token. f does not see it."""
+    teacher, other, seen = uniform_teacher(), 4, []
+    object.__setattr__(teacher.config, "more_eos_token_ids", (other,))
+    items = practice(teacher, TOKENIZER, context(lambda y: (seen.append(y), slice(None))[1]), 300, seed=3)
+    ends = Counter(items.answers[i][-1] for i in range(300))
+    assert set(ends) == {EOS, other} and min(ends.values()) > 100
+    assert not {EOS, other} & {token for y in seen for token in y} and [y for y in seen] == [items.answers[i][:-1] for i in range(300)]
+    prompts = [[5], [6], [7]] * 20
+    made = {keep: generate(teacher, prompts, 60, generator=torch.Generator().manual_seed(0), keep_end=keep) for keep in (False, True)}
+    assert [y[:-1] for y in made[True]] == made[False] and {y[-1] for y in made[True]} == {EOS, other}
+
+
 def test_a_label_is_drawn_without_regard_to_the_token():
     """Of one sample each, it is the token itself as often as chance has it."""
     items = practice(uniform_teacher(), TOKENIZER, context(identity), 1500, PracticeSettings(label_samples=1, max_new_tokens=120), seed=3)
@@ -106,8 +120,8 @@ def test_a_completion_without_an_end(monkeypatch, found, answers):
 
 def fixed(monkeypatch, completion: list[int], why: str) -> None:
     """Let the teacher say this."""
-    def say(model, prompts, *how, pick=None, **more):
-        said = [completion] * len(prompts), [why] * len(prompts)
+    def say(model, prompts, *how, pick=None, keep_end, **more):
+        said = [completion + [EOS] * (why == "eos")] * len(prompts), [why] * len(prompts)
         if pick is None:
             return said
         return *said, [pick(logits)[1:] for logits in score(model, prompts, [[*completion, EOS]] * len(prompts))]

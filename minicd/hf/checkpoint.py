@@ -135,7 +135,9 @@ def find_ends(folder: Path, config: DecoderConfig, backend: Tokenizer) -> Decode
     if ends and backend.id_to_token(ends[0]) is None:
         raise ValueError(f"{folder}: the tokenizer has no token with the id {ends[0]}, "
                          f"which is eos_token_id in {where}")
-    ends = ends or read_eos(folder / "tokenizer_config.json", backend)
+    own = read_eos(folder / "tokenizer_config.json", backend) if len(ends) != 1 else []
+    if not ends or (own and own[0] in ends and own[0] != ends[0]):  # the tokenizer's is that of answers
+        ends = [*own, *(i for i in ends if i not in own)]
     if not ends:
         warnings.warn(f"{folder}: neither config.json nor generation_config.json nor tokenizer_config.json "
                       "names a token that ends a completion: each goes on to its greatest length")

@@ -127,7 +127,7 @@ def open_safetensors(path: Path, problem: str = "is damaged", advice: str = "") 
             if place and here and place != here:
                 raise ValueError(f"it is {place}")
             yield file
-    except FileNotFoundError:
+    except (FileNotFoundError, MemoryError, torch.OutOfMemoryError):  # which no damage causes
         raise
     except Exception as error:  # safetensors has an exception type of its own
         if isinstance(error, ValueError) and str(path) in str(error):

@@ -116,6 +116,7 @@ class Addition(Experiment):
                  test_questions=500)
 
     def prepare(self) -> None:
+        test_questions(self.settings.test_questions, self.settings.max_digits)  # or there are too few
         if self.reused:
             borrow_same(self.folder, self.reused, self.settings, depends_on)
 

@@ -75,15 +75,16 @@ class RunFolder:
                              f"{OTHER_OUT}")
 
     def claim_data(self, files: dict[str, str]) -> None:
-        """Keep the hashes of the data files that the run reads, or check that they are still the same.
+        """Keep the hashes of the files that the run reads, or check that they are still the same.
 
         Raises ValueError where they are not. Older folders have none, and are not checked.
         """
         if not (self.path / DATA).exists():
             return write_checked(self.path / DATA, {"files": files})
-        there = read_data(self.path).values()
-        if changed := [name for name, digest in files.items() if digest not in there]:
-            raise ValueError(f"{self.path} holds a run with other data: {changed[0]} has changed since; "
+        here, there = ({(Path(name).name, digest) for name, digest in found.items()}
+                       for found in (files, read_data(self.path)))
+        if changed := sorted(here ^ there):
+            raise ValueError(f"{self.path} holds a run with other data: {changed[0][0]} has changed since; "
                              f"{OTHER_OUT}")
 
     def file(self, stage: str) -> Path | None:

@@ -191,6 +191,7 @@ class Instructions(TaskExperiment):
 
     @classmethod
     def headline(cls, record: Record) -> str:
-        after, teacher, before = (pm(record["metrics"][name]) for name in ("after", "teacher", "before"))
+        row = "after" if "after" in record["metrics"] else "after_pool"
+        after, teacher, before = (pm(record["metrics"][name]) for name in (row, "teacher", "before"))
         return (f"Rouge-L {after} on the bare input, {teacher} with the instruction, {before} before "
                 "(paper: 34.7, 43.4, 9.0)")

@@ -280,6 +280,8 @@ class Own(Experiment):
     def examine(cls, model: nn.Module, tokenizer: TextTokenizer, settings: OwnEval, folder: Path) -> str:
         """`eval.py`: the same measures of any folder's model."""
         run = next((p for p in [folder, *folder.parents[:3]] if (p / "settings.json").exists()), None)
+        if not settings.chat and (settings.teacher or settings.context):
+            raise ValueError("--teacher and --context go with --chat or --ask")
         if settings.chat:
             return talk(model, tokenizer, spoken_to(settings, Chat.of(beside(str(folder)))), settings)
         if not settings.contexts:

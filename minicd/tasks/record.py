@@ -30,7 +30,7 @@ def commit() -> str:
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     try:
-        changed = git("status", "--porcelain", "--", "minicd", "train.py", "data")
+        changed = git("status", "--porcelain", "--", "minicd", "train.py", "eval.py", "bench", "data")
         return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except OSError:
         return ""
@@ -72,6 +72,22 @@ def hashes(files: list[Path]) -> dict[str, str]:
     names = Counter(file.name for file in files)
     return {file.name if names[file.name] == 1 else str(file): sha256(file.read_bytes()).hexdigest()
             for file in files}
+
+
+def fingerprints(base: Path, ends: int = 2**20) -> dict[str, str]:
+    """Of a model's files, which may be made anew in their place: the sha256 of size, first and last bytes.
+
+    Other weights differ there, too. Empty for a model that is no folder.
+    """
+    found = {}
+    for path in sorted(base.glob("*")) if base.name and base.is_dir() else ():
+        if path.suffix in (".safetensors", ".bin", ".json"):
+            size = path.stat().st_size
+            with open(path, "rb") as file:
+                first = file.read(ends)
+                file.seek(max(0, size - ends))
+                found[f"{base.name}/{path.name}"] = sha256(b"%d " % size + first + file.read()).hexdigest()
+    return found
 
 
 def make_record(task: str, settings: Any, seeds: list[int], figures: list[dict[str, Any]],

@@ -37,7 +37,7 @@ from ..sampling import generate
 from ..tokenizer import TextTokenizer
 from ..training import FitSettings
 from .folder import NOTE, RunFolder
-from .record import ROOT, commit, hashes, make_record, runs_to_join
+from .record import ROOT, commit, fingerprints, hashes, make_record, runs_to_join
 from .report import beneath, minutes_line
 from .settings import EvalSettings, RunSettings, beside, changes, differences, flag
 
@@ -304,8 +304,8 @@ def train(task: str, kind: type[Experiment], settings: Any, seeds: list[int], ou
             print(f"stopped after the stage {settings.until}, as asked")
             return
         publish_record(kind, record, out, publish)
-        for experiment in experiments if publish else ():
-            experiment.publish()
+        if publish:
+            experiments[0].publish()
     print(f"\n{kind.table(record)}\n\n{minutes_line(record)}\nEverything is in {out}")
 
 
@@ -315,7 +315,8 @@ def run(task: str, kind: type[Experiment], experiments: list[Experiment], out: P
     for experiment in experiments:
         experiment.folder.claim(experiment.settings, experiment.seed)
         experiment.prepare()
-        experiment.folder.claim_data(hashes(experiment.files()))
+        base = Path(beside(getattr(experiment.settings, "model", "")))
+        experiment.folder.claim_data(hashes(experiment.files()) | fingerprints(base))
     settings = experiments[0].settings
     published = ROOT / "results" / f"{task}-{settings.scale}.json"
     files = hashes(experiments[0].files())
@@ -376,10 +377,12 @@ def one_item(context: Context, tokenizer: TextTokenizer, teacher: nn.Module, set
     x = context.inputs(1, np.random.default_rng((seed, 5)))[0]
     prompt = tokenizer.encode(context.teachers[0](x))
     [completion], [reason] = generate(teacher, [prompt], settings.max_new_tokens, settings.temperature,
-                                      generator=generator, reasons=True, precision=settings.precision)
-    answer = Answer.of(completion, context.extract(completion), reason, tokenizer.eos_id)
+                                      generator=generator, reasons=True, precision=settings.precision,
+                                      keep_end=True)
+    answer = Answer.of(completion, context.extract, reason, tokenizer.eos_id)
     kept = answer.completion[answer.kept] if answer else []
-    parts = {"teacher prompt": context.teachers[0](x), "completion": tokenizer.decode(completion),
+    said = completion[: len(completion) - (reason == "eos")]
+    parts = {"teacher prompt": context.teachers[0](x), "completion": tokenizer.decode(said),
              "extracted answer": tokenizer.decode(kept) if answer else "(none)",
              "student prompt": context.student(x)}
     if unknown := tokenizer.unknown_words(parts["teacher prompt"]):

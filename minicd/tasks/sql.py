@@ -22,6 +22,8 @@ from tqdm import tqdm
 from ..distill import Context, combine_seeds, identity
 from ..labels import Examples
 from ..metrics.significance import bootstrap_interval
+from ..runtime.lean import checkpointed_blocks
+from ..runtime.lora import adapters
 from ..training import Run
 from .parts import differs
 from .parts.inputs import Inputs, NearCopies, few_shot_inputs, pool
@@ -148,13 +150,13 @@ class Sql(SqlExperiment):
         prompts = self.tokenizer.encode_all([database.prompt()(example.question) for example in examples])
         answers = self.tokenizer.encode_answers([self.answer(example) for example in examples])
         batch = Examples.hard(prompts, answers).batch(torch.arange(n), model.config.pad_token_id)
-        run = Run(model.train(), s.fit_settings(lr=lr, loss="hard", warmup=0.0, decay=0.0), s.descent_epochs,
-                  self.seed, None)
-        looks = []
-        for epoch in tqdm(range(1, s.descent_epochs + 1), f"{database.name}, lr {lr:g}", leave=False):
-            run.update(*batch)
-            if epoch % s.look_every == 0 or epoch == s.descent_epochs:
-                looks.append(self.score(model, database, database.prompt()))
+        how, looks = s.fit_settings(lr=lr, loss="hard", warmup=0.0, decay=0.0), []
+        with adapters(model, s.lora_rank, self.seed), checkpointed_blocks(model, s.checkpointing):
+            run = Run(model.train(), how, s.descent_epochs, self.seed, None)
+            for epoch in tqdm(range(1, s.descent_epochs + 1), f"{database.name}, lr {lr:g}", leave=False):
+                run.update(*batch)
+                if epoch % s.look_every == 0 or epoch == s.descent_epochs:
+                    looks.append(self.score(model, database, database.prompt()))
         return {"best": max(looks, key=lambda look: look["match"]), "last": looks[-1]}
 
     # --- the record ---

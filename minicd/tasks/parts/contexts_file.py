@@ -39,6 +39,7 @@ from typing import Any, Callable, Iterable, NoReturn
 
 from ...distill import Context, Extractor, Template, identity
 from ...hf.chat import Chat
+from ...runtime.files import is_number
 from ...tokenizer import TextTokenizer
 from ..settings import near
 from .inputs import Inputs
@@ -173,6 +174,8 @@ def read_contexts(path: str | Path) -> ContextsFile:
     contexts = raw.get("contexts")
     if not isinstance(contexts, dict) or not contexts:
         top.wrong("it has no context: write a table [contexts.NAME]")
+    if "unrelated" in contexts:
+        (top / "contexts" / "unrelated").wrong("it needs another name: this is that of the unrelated prompts")
     named = {name: read_context(name, top / "contexts" / name, value) for name, value in contexts.items()}
     recursive, plain = ((top / key).flag(raw.get(key, False)) for key in ("recursive", "plain"))
     unrelated = read_source(top / "unrelated", raw["unrelated"]) if "unrelated" in raw else Source([])
@@ -304,7 +307,8 @@ def read_fields(place: Place, file: Path, rows: list[tuple[int, str]], raw: dict
         source.texts.append(text := Place(file, f"line {number}: {key}").text(entry[key]))
         if reference:
             found, at = entry[reference], Place(file, f"line {number}: {reference}")
-            source.references[text] = at.texts(found) if isinstance(found, list) else [at.text(str(found))]
+            found = str(found) if is_number(found) else found
+            source.references[text] = at.texts(found) if isinstance(found, list) else [at.text(found)]
     return source
 
 

@@ -34,11 +34,9 @@ def forgotten(base: nn.Module, model: nn.Module, tokenizer: TextTokenizer, promp
               settings: Any) -> Figures:
     """KL(θ₀ ‖ θ) along the base's own greedy answers."""
     ids = tokenizer.encode_all(prompts)
-    written, reasons = generate(base, ids, min(LONGEST_TEXT, settings.max_new_tokens), 0, reasons=True,
-                                precision=settings.precision)
-    eos = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    rows = [(prompt, [*y, *(eos if why == "eos" else [])]) for prompt, y, why in zip(ids, written, reasons)]
-    ids, texts = [[row[side] for row in rows if row[1]] for side in (0, 1)]
+    written = generate(base, ids, min(LONGEST_TEXT, settings.max_new_tokens), 0, keep_end=True,
+                       precision=settings.precision)
+    ids, texts = [prompt for prompt, y in zip(ids, written) if y], [y for y in written if y]
     divergence, same = compare_along(base, model, ids, texts, settings.precision)
     counts = [len(text) for text in texts]
     return {"forgotten": ratio(divergence, counts, 1000), "agreement": ratio(same, counts, 100)}

@@ -68,8 +68,8 @@ def teacher_answers(base: nn.Module, tokenizer: TextTokenizer, context: Context,
     """f of the model's greedy answers under T_t, the first of several; None where f finds nothing."""
     prompts = tokenizer.encode_all([context.teachers[0](x) for x in tests])
     written, reasons = generate(base, prompts, settings.max_new_tokens, 0, reasons=True,
-                                precision=settings.precision, progress="teacher's answers")
-    return [Answer.of(y, context.extract(y), why, tokenizer.eos_id) for y, why in zip(written, reasons)]
+                                precision=settings.precision, progress="teacher's answers", keep_end=True)
+    return [Answer.of(y, context.extract, why, tokenizer.eos_id) for y, why in zip(written, reasons)]
 
 
 def kept_texts(tokenizer: TextTokenizer, answers: list[Answer | None]) -> list[str | None]:
