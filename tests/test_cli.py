@@ -604,6 +604,12 @@ def test_a_run_with_another_teacher_is_not_reused(finished, base, tmp_path, refu
     assert "is no run folder: it has no settings.json" in refused("train", *flags(base, tmp_path / "x", reuse=tmp_path))
 
 
+def test_too_many_test_questions_are_refused_before_anything_is_trained(base, tmp_path, refused):
+    said = refused("train", *flags(base, tmp_path / "out", max_digits=3, test_questions=50_000))
+    assert "50000 different questions of at most 3 digits are too many for the test split" in said
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_one_question_is_answered(finished, cli, refused, capsys, tmp_path):
     """Whatever this student, who has hardly practised, may say: it is its greedy completion of the student's prompt."""
     student = finished[0] / "student"

@@ -56,6 +56,8 @@ def test_a_file_becomes_contexts(file):
     assert two.extract is identity and two.inputs(2, np.random.default_rng(0)) == ["a", "a"]
     assert found.contexts["one"].source.texts == ["a b", "c d"] and found.unrelated == ["copy : a"]
     assert found.contexts["two"].source.references == {"a": ["b", "c"], "b": ["é"]}
+    (file.parent / "rows.jsonl").write_text('{"q": "7 * 6", "a": 42}\n')
+    assert read_contexts(file).contexts["two"].source.references == {"7 * 6": ["42"]}
 
 
 def test_json_is_the_same(file):
@@ -74,6 +76,7 @@ def test_messages_need_a_chat_template(file):
 
 @pytest.mark.parametrize("old, new, problem", [
     ("[contexts.one]\nteacher", "[contexts.one]\ntaecher", "contexts.one: unknown key 'taecher'; did you mean teacher?"),
+    ("contexts.one]", "contexts.unrelated]", "contexts.unrelated: it needs another name: this is that of the unrelated prompts"),
     ("recursive", "recursiv", "unknown key 'recursiv'; did you mean recursive?"),
     ("reverse : {input}", "reverse : {inputs}", "contexts.one.teacher: it has no {input}"),
     ('content = "{input}"', 'content = "input"', "contexts.two.teachers[0]: it has no {input}"),
@@ -117,7 +120,8 @@ def test_damaged_and_missing_files(file):
             read_contexts(file)
     with pytest.raises(ValueError, match="other.toml cannot be read: No such file"):
         read_contexts(file.parent / "other.toml")
-    for rows, problem in (("{", "line 1: it is not valid JSON"), ("[]", "must be an object"), ('{"q": ""}', "no field 'a'"), ("", "no inputs")):
+    for rows, problem in (("{", "line 1: it is not valid JSON"), ("[]", "must be an object"), ('{"q": ""}', "no field 'a'"), ("", "no inputs"),
+                          ('{"q": "b", "a": null}', "line 1: a: it must be a text"), ('{"q": "b", "a": {"b": 1}}', "line 1: a: it must be a text")):
         file.write_text(TOML)
         (file.parent / "rows.jsonl").write_text(rows)
         with pytest.raises(ValueError, match=problem):

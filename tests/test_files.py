@@ -111,6 +111,14 @@ def test_metadata_is_covered(tmp_path, metadata):
         read_progress(tmp_path / "file")
 
 
+def test_memory_that_runs_out_is_no_damaged_file(tmp_path):
+    """Else one would delete a good checkpoint, as the error advises."""
+    files.atomic_safetensors(path := tmp_path / "x.safetensors", {"a": torch.zeros(2)})
+    for error in (MemoryError, torch.OutOfMemoryError):
+        with pytest.raises(error), files.open_safetensors(path):
+            raise error("out of memory")
+
+
 def test_a_checkpoint_of_another_model_is_one_sentence(tmp_path):
     write_progress(tmp_path / "file")
     with pytest.raises(ValueError, match="file is damaged .*; delete it to train this stage anew"):

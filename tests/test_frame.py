@@ -439,12 +439,26 @@ def test_data_that_changed_since_want_another_folder(settings, copy, tmp_path, m
     data.write_text("b")
     with pytest.raises(ValueError, match="holds a run with other data: letters.txt has changed since; choose another"):
         train("next", Next, settings, SEEDS, copy, CPU)
+    monkeypatch.setattr(Next, "files", lambda self: [])
+    with pytest.raises(ValueError, match="other data: letters.txt has changed since"):  # it is gone
+        train("next", Next, settings, SEEDS, copy, CPU)
     borrower = RunFolder(tmp_path / "borrower", CPU)
     for digest in ("one", "another"):  # nothing depends on it yet
         borrower.claim(settings, 0)
         borrower.claim_data({"letters.txt": digest})
     with pytest.raises(ValueError, match="borrower holds a run with other data"):
         borrower.borrow(copy, ["practice"])
+
+
+def test_a_base_that_was_made_anew_wants_another_folder(settings, tmp_path):
+    """Stages of two bases would stand in one record."""
+    shutil.copytree(settings.model, base := tmp_path / "base")
+    own = replace(settings, model=str(base), items=32, epochs=1.0)
+    for _ in range(2):
+        train("next", Next, own, [0], tmp_path / "run", CPU)
+    save(tiny_t5(len(load(base)[1]), seed=8), load(base)[1], base)
+    with pytest.raises(ValueError, match="holds a run with other data: model.safetensors has changed since"):
+        train("next", Next, own, [0], tmp_path / "run", CPU)
 
 
 def test_a_seed_that_was_published_meanwhile_stays_in_the_record(settings, copy, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from minicd.tasks.folder import RunFolder
 from minicd.tasks.instructions import Instructions, chosen_tasks
 from minicd.tasks.parts import inputs
 from minicd.tasks.parts.inputs import derangement, few_shot_inputs, pool
+from minicd.tasks.parts.instruction_eval import TEST
+from minicd.tasks.parts.instruction_tasks import untested
 from minicd.tasks.parts.natural_instructions import Instance, NITask
 from minicd.tasks.record import make_record, spread
 from minicd.tasks.report import made_by, minutes_line
@@ -84,6 +87,13 @@ def refused(train, task: str, *words) -> str:
 
 def task(name: str) -> NITask:
     return NITask(name, "do it", [], [], [Instance("1", "a", ["b"])], ["Kind"])
+
+
+def test_what_is_tested_is_not_practised_where_a_file_repeats_itself():
+    """Under another id; case, spaces and punctuation do not make another input."""
+    texts = [f"input {i}" for i in range(TEST)] + ["input 7", "Input  8!", "input seven", "input seven"]
+    repeating = replace(task("t"), instances=[Instance(str(i), text, ["b"]) for i, text in enumerate(texts)])
+    assert untested(repeating) == ["input seven"] * 2
 
 
 def test_half_of_the_tasks_are_those_that_explanations_help_most():
@@ -304,6 +314,8 @@ def test_reports():
     assert "Rouge-L, mean of 2 tasks, 2 seeds" in table
     assert "mean of 1 tasks a seed, 2 in all, 2 seeds" in Instructions.table(record | {"settings": {"tasks": 1}})
     assert "| **student after** | 15.0 ± 7.1 | 34.7 |" in table and "| t1 | 12.3 | 12.3 | 12.3 | 12.3 |" in table
+    only = {name.replace("after", "after_pool"): value for name, value in record["metrics"].items()}
+    assert Instructions.headline(record | {"metrics": only}).startswith("Rouge-L 15.0 ± 7.1 on the bare input")
     record = {"seeds": [0], "scale": "pocket", "points": {"t": (1.0, 2.0)}, "metrics": {"correlation": spread([0.5])},
               "mean_margins": {"correlation": 0.5, "p_value": 0.01, "without_largest": -0.25}}
     table = Explanations.table(record)

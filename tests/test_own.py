@@ -351,6 +351,8 @@ def test_one_can_talk_to_a_model(run, tmp_path, monkeypatch):
     lines += ["a b c"]
     assert run("eval", *how, "--contexts", file, "--teacher").splitlines()[1] == "c b a"
     assert "--context your: " in run("eval", *how, "--contexts", file, "--context", "your")
+    for words in (["--teacher"], ["--context", "one"]):
+        assert "--teacher and --context go with --chat or --ask" in run("eval", *how[:-1], "--contexts", file, *words)
     how[-1:] = ["--ask", "a b c"]
     assert run("eval", *how, "--contexts", file) == "a b c\n" and run("eval", *how, "--contexts", file, "--teacher") == "c b a\n"
     how[-1] = "reverse : a b c"

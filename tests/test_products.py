@@ -111,6 +111,17 @@ def test_the_choice_is_measured_for_each_product(monkeypatch):
     assert [(a[-1] == b[-1], a[0] * b[0]) for a, b in seen] == [(True, 8 * 64), (True, 8 * 16), (True, 64 * 16)]
 
 
+def test_a_run_that_goes_on_where_there_is_no_choice_does_not_use_the_old_one(monkeypatch, tmp_path):
+    """It began in fp32 on a CPU, and goes on in bf16 there, or on CUDA."""
+    path, asked = tmp_path / "progress.safetensors", []
+    monkeypatch.setattr(training, "fastest", lambda model, rows: asked.append(1) or [])
+    with pytest.raises(KeyboardInterrupt):
+        training.fit(starting_model(), interrupted_at(33), settings(), checkpoint=path, save_every=0)
+    monkeypatch.setattr(training, "in_bf16", lambda device, precision: True)
+    training.fit(starting_model(), Batches(), settings(), checkpoint=path, save_every=0)
+    assert len(asked) == 2
+
+
 @onednn
 def test_a_resumed_run_keeps_its_choice(monkeypatch, tmp_path):
     """Even where another is measured now; else it would not be the unbroken run bit for bit."""

@@ -256,6 +256,20 @@ def test_gradient_descent_sees_all_examples_in_every_step_from_the_same_start(mo
         assert made.tokenizer.decode(tokens[mask].tolist()) == f"{example.query} ;"
 
 
+def test_gradient_descent_learns_in_adapters_where_students_do(model, tmp_path, monkeypatch):
+    settings = SqlSettings(model=str(model), data=str(small_data(tmp_path)), descent_epochs=1, lora_rank=2, **SMALL)
+    made, learning = experiment(Sql, settings, tmp_path), []
+    original = sql.Run.update
+
+    def update(run, *batch):
+        learning.extend(name for name, weight in run.model.named_parameters() if weight.requires_grad)
+        return original(run, *batch)
+    monkeypatch.setattr(sql.Run, "update", update)
+    monkeypatch.setattr(Sql, "score", lambda *how: {"match": 1.0})
+    made.descend(made.tested[0], 4, 1e-2)
+    assert learning and all("lora_" in name for name in learning)
+
+
 def test_rates_are_chosen_on_other_databases(model, tmp_path, monkeypatch):
     made = experiment(Sql, SqlSettings(model=str(model), data=str(small_data(tmp_path)), **SMALL), tmp_path)
     seen = []

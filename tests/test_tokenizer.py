@@ -267,6 +267,27 @@ def test_qwen_files(tmp_path):
     assert read_backend(tmp_path).encode(text).ids == [6, 7, 4, 4, 12, 5, 11, 9]
 
 
+def test_added_tokens_of_an_older_form(tmp_path):
+    """Slow tokenizers wrote them beside the vocabulary; tokenizer_config.json, where it names them, knows more."""
+    more = {"added_tokens.json": {"<x>": 10, "<y>": 11}}
+    tokenizer = read_tokenizer(byte_level(tmp_path, more), END, pad=None, ends_prompts=False)
+    assert tokenizer.encode("abc<x>ab<y> c") == [6, 10, 5, 11, 7] and tokenizer.decode([6, 10, 7]) == "abc<x> c"
+    byte_level(tmp_path, more | {CONFIG: token("10", {"content": "<x>", "special": True})})
+    assert read_tokenizer(tmp_path, END, pad=None, ends_prompts=False).decode([6, 10, 7]) == "abc c"
+    for wrong in ({"<x>": 5}, {"<x>": "z"}, ["<x>"], {"<x>": None}):
+        refused(byte_level(tmp_path, {"added_tokens.json": wrong, CONFIG: {}}), "is not a readable tokenizer")
+
+
+@pytest.mark.parametrize("name, content", [("added_tokens.json", {"<sep>": 110, "<extra_id_0>": 109}),
+                                           (CONFIG, {"added_tokens_decoder": {"110": {"content": "<sep>"}}})])
+def test_a_spiece_model_with_added_tokens_is_refused(tmp_path, name, content):
+    (tmp_path / "spiece.model").write_bytes(spiece_bytes())
+    (tmp_path / name).write_text(json.dumps(content).replace("<sep>", "<extra_id_7>"))
+    read_tokenizer(tmp_path)
+    (tmp_path / name).write_text(json.dumps(content))
+    refused(tmp_path, "'<sep>' is not in spiece.model")
+
+
 def test_windows_lines_no_header_a_leading_space_and_a_better_file(tmp_path):
     folder = byte_level(tmp_path, {MERGES: "a b\r\nab c\r\nĠ c\r\n1 1\r\n", CONFIG: {"add_prefix_space": True}})
     assert read_backend(folder).encode("c abc").ids == [7, 3, 6]

@@ -359,6 +359,11 @@ def test_fit_follows_the_learning_rate():
     assert seen == [learning_rate(step, 10, run.settings) for step in range(10)]
 
 
+def test_a_negative_clip_is_refused():
+    with pytest.raises(ValueError, match="clip -1.0: a negative norm would turn every gradient round"):
+        settings(clip=-1.0)
+
+
 def test_clip_bounds_the_gradient():
     """With one large step of plain descent in AdamW's place, the weights move by lr times the clipped norm."""
     for clip, bounded in ((0.01, True), (0.0, False)):

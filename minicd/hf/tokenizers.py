@@ -54,7 +54,7 @@ def read_backend(folder: Path) -> Tokenizer:
     if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
         return read_byte_level_bpe(folder)
     if (folder / "spiece.model").exists():
-        return read_sentencepiece(folder / "spiece.model")
+        return with_no_more(folder, read_sentencepiece(folder / "spiece.model"))
     raise ValueError(f"{folder} has no tokenizer: neither tokenizer.json, nor vocab.json with merges.txt, "
                      "nor spiece.model")
 
@@ -129,13 +129,12 @@ def read_eos(path: Path, backend: Tokenizer) -> list[int]:
 
 
 def read_byte_level_bpe(folder: Path) -> Tokenizer:
-    """GPT-2's or Qwen's vocab.json, merges.txt and, for Qwen, tokenizer_config.json. Raises ValueError."""
-    config_file = folder / "tokenizer_config.json"
-    config = read_json_object(config_file) if config_file.exists() else {}
+    """GPT-2's or Qwen's vocab.json and merges.txt, and what was added to them. Raises ValueError."""
+    config, more = added_files(folder)
     vocabulary = read_vocabulary(folder / "vocab.json")
-    with readable_errors(config_file):
+    with readable_errors(folder / "tokenizer_config.json"):
         normaliser, pre_tokenizer = byte_level_steps(config)
-        added, ids = added_tokens(config, vocabulary)
+        added, ids = added_tokens({**more, **config.get("added_tokens_decoder", {})}, vocabulary)
     with readable_errors(folder / "merges.txt"):
         merges = read_merges(folder / "merges.txt", vocabulary, {token.content for token in added})
     with readable_errors(folder / "vocab.json"):
@@ -160,11 +159,29 @@ def byte_level_steps(config: dict) -> tuple[normalizers.Normalizer | None, pre_t
     raise ValueError(f"the tokenizer_class {name!r} is only supported in the form of a tokenizer.json")
 
 
-def added_tokens(config: dict, vocabulary: dict[str, int]) -> tuple[list[AddedToken], dict[str, int]]:
+def added_files(folder: Path) -> tuple[dict, dict[str, dict]]:
+    """tokenizer_config.json, and of added_tokens.json, an older form: id → token. Empty without a file."""
+    config, more = ({} if not (folder / name).exists() else read_json_object(folder / name)
+                    for name in ("tokenizer_config.json", "added_tokens.json"))
+    return config, {str(number): {"content": content} for content, number in more.items()}
+
+
+def with_no_more(folder: Path, backend: Tokenizer) -> Tokenizer:
+    """The backend. Raises ValueError for added tokens that it lacks, which would be cut into pieces."""
+    config, more = added_files(folder)
+    with readable_errors(folder / "tokenizer_config.json"):
+        for entry in {**more, **config.get("added_tokens_decoder", {})}.values():
+            if backend.token_to_id(entry["content"]) is None:
+                raise ValueError(f"the added token {entry['content']!r} is not in spiece.model: it is only "
+                                 "supported in the form of a tokenizer.json")
+    return backend
+
+
+def added_tokens(given: dict[str, dict],
+                 vocabulary: dict[str, int]) -> tuple[list[AddedToken], dict[str, int]]:
     """The tokens never to split, and the vocabulary with them. Raises ValueError where they contradict it."""
     end = {"content": END_OF_TEXT, "special": True}
-    entries = {str(vocabulary[END_OF_TEXT]): end} if END_OF_TEXT in vocabulary else {}
-    entries = entries | config.get("added_tokens_decoder", {})
+    entries = ({str(vocabulary[END_OF_TEXT]): end} if END_OF_TEXT in vocabulary else {}) | given
     tokens, ids, owners = [], dict(vocabulary), {number: piece for piece, number in vocabulary.items()}
     for number, entry in entries.items():
         content, number = entry["content"], int(number)

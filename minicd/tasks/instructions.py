@@ -25,7 +25,7 @@ from ..rounds import RoundSettings
 from .parts import differs
 from .parts.inputs import Inputs, NearCopies, few_shot_inputs, pool
 from .parts.instruction_eval import SHAPES, TEST, instructed, with_explanations, without_explanations
-from .parts.instruction_tasks import PAPER_SCALE, SMOLLM2, TaskExperiment, TaskSettings
+from .parts.instruction_tasks import PAPER_SCALE, SMOLLM2, TaskExperiment, TaskSettings, untested
 from .parts.natural_instructions import NITask
 from .report import Record, against_paper, columns, pm, seeds_of, table
 from .run import Stage
@@ -137,7 +137,7 @@ class Instructions(TaskExperiment):
         return Context(inputs, instructed(task, self.settings.prompt), self.bare, identity)
 
     def pool(self, task: NITask) -> Inputs:
-        return pool([instance.input for instance in task.instances[TEST:]])
+        return pool(untested(task))
 
     def written(self, task: NITask) -> Inputs:
         """By the model itself. None is a test input."""

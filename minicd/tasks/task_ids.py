@@ -22,7 +22,7 @@ from ..runtime.files import copy_tensors
 from .parts import differs
 from .parts.inputs import derangement, pool
 from .parts.instruction_eval import CHOSEN, NAMES, TEST, TaskIdEval, examine_ids, numbered, with_explanations
-from .parts.instruction_tasks import PAPER_SCALE, SMOLLM2, TaskExperiment, TaskSettings
+from .parts.instruction_tasks import PAPER_SCALE, SMOLLM2, TaskExperiment, TaskSettings, untested
 from .parts.natural_instructions import NITask, find_tasks
 from .report import Record, pm, seeds_of, table
 from .run import Stage
@@ -67,7 +67,7 @@ class TaskIds(TaskExperiment):
 
     def contexts(self, numbers: list[int], mixed: bool) -> list[Context]:
         """One round: the task at i is to be called numbers[i]."""
-        inputs = [[instance.input for instance in task.instances[TEST:]] for task in self.tasks]
+        inputs = [untested(task) for task in self.tasks]
         everyone = pool([text for texts in inputs for text in texts])
         draws = [everyone if mixed else pool(own) for own in inputs]
         return [Context(draw, with_explanations(task), self.prompt(number), identity)

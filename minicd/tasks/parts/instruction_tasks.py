@@ -15,6 +15,7 @@ from ...tokenizer import TextTokenizer
 from ..run import Experiment, Stage, one_item
 from ..settings import DistillSettings, beside, option
 from . import instruction_eval
+from .inputs import NearCopies
 from .instruction_eval import DATA, LONGEST, PLAIN, TEST, TaskEval, bare_prompt, end_with_line
 from .natural_instructions import Instance, NITask, load_folder, official_tests
 
@@ -101,3 +102,9 @@ class TaskExperiment(Experiment):
         """The student after these rounds. A longer schedule of the same name goes on from a shorter one."""
         return rounds(self.base, self.tokenizer, schedule, self.settings.rounds(), recursive=recursive,
                       seed=seed, folder=self.folder.path / name, name=name)
+
+
+def untested(task: NITask) -> list[str]:
+    """The inputs after those that are tested, without near copies of these: a file may repeat itself."""
+    tests = NearCopies(instance.input for instance in task.instances[:TEST])
+    return [instance.input for instance in task.instances[TEST:] if instance.input not in tests]
