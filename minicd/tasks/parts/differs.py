@@ -210,7 +210,8 @@ SQL_LONG = """
 
 OWN = """
 * The paper has no such experiment. Supervised training, for comparison, takes as many steps, on the text that
-  the same teacher writes. The table's intervals are over the held-out inputs.
+  the same teacher writes. The table's intervals are over the held-out inputs. In the records of **place** and
+  **think** it learnt another end of an answer than the teacher's: it is better than that ([LOG.md](LOG.md)).
 * **company**: a model of this size follows the examples, hardly the rules alone.
 * **think**: KL(teacher ‖ student) cannot come near 0, since the teacher's label depends on the thought that
   it wrote, and the student is at best a mean over thoughts. This student does not learn to calculate: the
