@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .runtime.device import autocast
 from .runtime.fast import pack_weights, stepper
-from .runtime.memory import room
+from .runtime.memory import out_of_memory, room
 from .runtime.progress import bar
 
 LOGITS_AT_ONCE = 2**28  # the most numbers that score() makes at a time: 1 GiB in fp32
@@ -87,10 +87,6 @@ def in_batches(run: Callable[[list[int]], None], rows: list[int], size: int, gen
             if generator:
                 generator.set_state(state)
             torch.cuda.empty_cache()  # outside the handler, which keeps the failed batch alive
-
-
-def out_of_memory(error: Exception) -> bool:
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def sample_batch(model, prompts: Tensor, max_new_tokens: int, stops: Stops, pick: Pick) -> list[Tensor]:

@@ -90,11 +90,10 @@ class TextTokenizer:
         return list(dict.fromkeys(found))
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The text of each token by itself, without spaces; U+FFFD stands for part of a character."""
+        """The text of each token by itself; U+FFFD stands for part of a character."""
         if isinstance(self.backend.decoder, decoders.ByteLevel):
-            texts = self.backend.decode_batch([[i] for i in ids], skip_special_tokens=False)
-            return [text.replace(" ", "") for text in texts]
-        return [(self.backend.id_to_token(i) or "").replace("\u2581", "") for i in ids]
+            return self.backend.decode_batch([[i] for i in ids], skip_special_tokens=False)
+        return [(self.backend.id_to_token(i) or "").replace("\u2581", " ") for i in ids]
 
     def save(self, path: Path) -> None:
         atomic_bytes(path, self.backend.to_str(pretty=True).encode())

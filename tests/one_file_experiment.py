@@ -14,8 +14,9 @@ from torch import nn
 from minicd.distill import Context, identity, practice
 from minicd.labels import Examples
 from minicd.metrics import exact_match
+from minicd.tasks.item import one_item
 from minicd.tasks.report import Record, against_paper, seeds_of
-from minicd.tasks.run import Experiment, Stage, one_item
+from minicd.tasks.run import Experiment, Stage
 from minicd.tasks.settings import DistillSettings, option
 
 

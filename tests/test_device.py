@@ -12,7 +12,8 @@ from minicd.hf.checkpoint import load
 from minicd.runtime.device import find_device, pick_device, pick_precision
 from minicd.runtime.progress import printable
 from minicd.tasks.folder import RunFolder
-from minicd.tasks.run import Experiment, Stage, one_item
+from minicd.tasks.item import one_item
+from minicd.tasks.run import Experiment, Stage
 from minicd.tokenizer import word_tokenizer
 
 FOLDER = Path(__file__).parent / "fixtures" / "t5-v1.0"

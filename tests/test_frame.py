@@ -22,9 +22,10 @@ from minicd.losses import LOSSES
 from minicd.metrics import correlation, exact_match
 from minicd.runtime.files import atomic_json
 from minicd.tasks.folder import RunFolder
+from minicd.tasks.item import shortened
 from minicd.tasks.record import make_record, mean_of, runs_to_join, spread
 from minicd.tasks.report import against_paper, bullet, columns, fill_regions, minutes_line, pm, rebuild, results_page, seeds_of, table
-from minicd.tasks.run import Experiment, Stage, shortened, train
+from minicd.tasks.run import Experiment, Stage, train
 from minicd.tasks.settings import DistillSettings, RunSettings, changes, option
 from minicd.tokenizer import word_tokenizer
 

@@ -60,7 +60,7 @@ def test_a_tiny_file_becomes_a_folder(tmp_path):
     qkv = torch.cat([weights[f"model.layers.0.self_attn.{part}_proj.weight"] for part in "qkv"])
     assert torch.equal(state["blocks.0.attention.qkv.weight"], qkv.bfloat16().float())
     assert model.config.eos_token_id == 2 and model.config.more_eos_token_ids == (0,)
-    assert tokenizer.pieces(tokenizer.encode("ab ab12")) == ["ab", "ab", "1", "2"]
+    assert tokenizer.pieces(tokenizer.encode("ab ab12")) == ["ab", " ab", "1", "2"]
     assert tokenizer.encode("<|im_end|>a") == [2, WORDS.index("a")]
 
 

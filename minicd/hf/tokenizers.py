@@ -130,11 +130,11 @@ def read_eos(path: Path, backend: Tokenizer) -> list[int]:
 
 def read_byte_level_bpe(folder: Path) -> Tokenizer:
     """GPT-2's or Qwen's vocab.json and merges.txt, and what was added to them. Raises ValueError."""
-    config, more = added_files(folder)
+    config, given = added_files(folder)
     vocabulary = read_vocabulary(folder / "vocab.json")
     with readable_errors(folder / "tokenizer_config.json"):
         normaliser, pre_tokenizer = byte_level_steps(config)
-        added, ids = added_tokens({**more, **config.get("added_tokens_decoder", {})}, vocabulary)
+        added, ids = added_tokens(given, vocabulary)
     with readable_errors(folder / "merges.txt"):
         merges = read_merges(folder / "merges.txt", vocabulary, {token.content for token in added})
     with readable_errors(folder / "vocab.json"):
@@ -160,17 +160,19 @@ def byte_level_steps(config: dict) -> tuple[normalizers.Normalizer | None, pre_t
 
 
 def added_files(folder: Path) -> tuple[dict, dict[str, dict]]:
-    """tokenizer_config.json, and of added_tokens.json, an older form: id → token. Empty without a file."""
+    """tokenizer_config.json, and the added tokens by id, also those of added_tokens.json, an older form."""
     config, more = ({} if not (folder / name).exists() else read_json_object(folder / name)
                     for name in ("tokenizer_config.json", "added_tokens.json"))
-    return config, {str(number): {"content": content} for content, number in more.items()}
+    older = {str(number): {"content": content} for content, number in more.items()}
+    with readable_errors(folder / "tokenizer_config.json"):
+        return config, {**older, **config.get("added_tokens_decoder", {})}
 
 
 def with_no_more(folder: Path, backend: Tokenizer) -> Tokenizer:
     """The backend. Raises ValueError for added tokens that it lacks, which would be cut into pieces."""
-    config, more = added_files(folder)
+    _, given = added_files(folder)
     with readable_errors(folder / "tokenizer_config.json"):
-        for entry in {**more, **config.get("added_tokens_decoder", {})}.values():
+        for entry in given.values():
             if backend.token_to_id(entry["content"]) is None:
                 raise ValueError(f"the added token {entry['content']!r} is not in spiece.model: it is only "
                                  "supported in the form of a tokenizer.json")

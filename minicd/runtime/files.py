@@ -18,6 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from .memory import out_of_memory
+
 PIECE = 2**24  # bytes read at a time for a checksum
 HOME: list[tuple[Path, str]] = []  # the run folder of the stage that is being made, and the run's name
 
@@ -127,9 +129,9 @@ def open_safetensors(path: Path, problem: str = "is damaged", advice: str = "") 
             if place and here and place != here:
                 raise ValueError(f"it is {place}")
             yield file
-    except (FileNotFoundError, MemoryError, torch.OutOfMemoryError):  # which no damage causes
-        raise
     except Exception as error:  # safetensors has an exception type of its own
+        if isinstance(error, FileNotFoundError) or out_of_memory(error):  # which no damage causes
+            raise
         if isinstance(error, ValueError) and str(path) in str(error):
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]

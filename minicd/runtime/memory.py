@@ -32,6 +32,10 @@ def return_memory() -> None:
     torch.cuda.empty_cache()
 
 
+def out_of_memory(error: Exception) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
 def glibc(name: str, *arguments: int) -> None:
     """Call one of its functions, where it is."""
     try:

@@ -20,12 +20,13 @@ from ..rounds import RoundSettings
 from ..tokenizer import TextTokenizer
 from ..training import OPTIMISERS
 from .folder import RunFolder, borrow_same
+from .item import one_item
 from .parts import addition_eval, differs
 from .parts.addition_eval import evaluate
 from .parts.addition_questions import (FORMS, addition_context, carry_run, digits, draw_questions,
                                        longest_scratchpad, test_questions)
 from .report import Record, against_paper, bars, columns, pm, seeds_of, table
-from .run import Experiment, Stage, one_item, seed_folder
+from .run import Experiment, Stage, seed_folder
 from .settings import DistillSettings, option
 
 ROWS = {"teacher": "teacher, step by step", "before": "student before", "after": "**student after**",

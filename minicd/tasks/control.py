@@ -22,6 +22,7 @@ from ..metrics.diversity import diversity
 from ..metrics.sentiment import Judge, cross_validated
 from ..rounds import RoundSettings
 from ..tokenizer import TextTokenizer
+from .item import one_item, shortened
 from .parts import control_eval, differs
 from .parts.control_eval import LONGEST, SAMPLES, ControlEval, completions
 from .parts.forgetting import kl_to_base
@@ -31,7 +32,7 @@ from .parts.reviews import (KINDS, SPLITS, Labelled, first_halves, of_split, rea
                             written_reviews)
 from .parts.steering import STEERS, bare_review, steered
 from .report import Record, pm, seeds_of, table
-from .run import Experiment, Stage, one_item, shortened
+from .run import Experiment, Stage
 from .settings import DistillSettings, beside, option
 
 FOLDER = "data/control"

@@ -21,12 +21,13 @@ from ..distill import Context, combine_seeds, distill, practice
 from ..labels import Examples
 from ..metrics.facts import SCORES, Points, balance, mean_scores
 from ..rounds import RoundSettings, one_round, rounds
+from .item import one_item
 from .parts import differs, facts_eval, facts_report
 from .parts.facts_data import DATA, OTHERS, RELATIONS, Fact, load_facts, load_relations, one_of_each_relation
 from .parts.facts_eval import FactsEval, knows, measure, measure_all, object_tokens
 from .parts.facts_prompts import SHAPES, Wording
 from .parts.facts_report import ROWS, TABLE_5, edit_line
-from .run import Experiment, Stage, one_item
+from .run import Experiment, Stage
 from .settings import DistillSettings, beside, option
 
 RATES = ("1e-05", "3e-05", "0.0001", "0.0003")  # of students and of gradient descent, as JSON has keys

@@ -23,6 +23,7 @@ from ..hf.checkpoint import load
 from ..rounds import RoundSettings, rounds
 from ..runtime.files import file_checksum, read_checked, read_json
 from ..tokenizer import TextTokenizer
+from .item import one_item
 from .parts import differs, own_forgetting, own_measures as measures
 from .parts.contexts_file import ContextsFile, Named, read_contexts
 from .parts.inputs import NearCopies, pool
@@ -31,7 +32,7 @@ from .parts.own_chat import LONGEST, answer, end_plainly, has_messages, spoken_t
 from .parts.own_curve import Curve, Validation, plot
 from .parts.own_forgetting import others
 from .report import Record, seeds_of
-from .run import Experiment, Stage, one_item
+from .run import Experiment, Stage
 from .settings import DistillSettings, EvalSettings, beside, option
 
 SMALL = 10_000_000  # parameters up to which a model stands ten times the learning rate

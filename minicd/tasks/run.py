@@ -7,7 +7,6 @@ stages, resumes interrupted ones, and lets seeds and independent stages share th
 
 from __future__ import annotations
 
-import re
 import time
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import contextmanager
@@ -21,9 +20,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..distill import Answer, Context, PracticeSettings, distill, ensemble_logits, soft_labels
+from ..distill import Context, distill
 from ..hf.checkpoint import load
-from ..labels import Examples, SoftLabels
+from ..labels import Examples
 from ..rounds import RoundSettings
 from ..runtime import progress
 from ..runtime.device import pick_precision
@@ -37,8 +36,9 @@ from ..sampling import generate
 from ..tokenizer import TextTokenizer
 from ..training import FitSettings
 from .folder import NOTE, RunFolder
+from .item import shortened
 from .record import ROOT, commit, fingerprints, hashes, make_record, runs_to_join
-from .report import beneath, minutes_line
+from .report import minutes_line
 from .settings import EvalSettings, RunSettings, beside, changes, differences, flag
 
 TRIED = 64  # inputs whose prompts show how long prompts are
@@ -312,14 +312,9 @@ def train(task: str, kind: type[Experiment], settings: Any, seeds: list[int], ou
 def run(task: str, kind: type[Experiment], experiments: list[Experiment], out: Path, jobs: int,
         join: bool = False) -> dict[str, Any] | None:
     """All stages of all seeds → the record; None where the settings end the run too early for one."""
-    for experiment in experiments:
-        experiment.folder.claim(experiment.settings, experiment.seed)
-        experiment.prepare()
-        base = Path(beside(getattr(experiment.settings, "model", "")))
-        experiment.folder.claim_data(hashes(experiment.files()) | fingerprints(base))
+    files, *_ = [claimed(experiment) for experiment in experiments]
     settings = experiments[0].settings
     published = ROOT / "results" / f"{task}-{settings.scale}.json"
-    files = hashes(experiments[0].files())
     find_earlier = partial(runs_to_join, published, files, partial(changes, settings))
     if join:
         find_earlier()  # refuses before hours of work
@@ -338,6 +333,15 @@ def run(task: str, kind: type[Experiment], experiments: list[Experiment], out: P
     if set(record["seeds"]) == set(seeds) and (jobs > 1 or wall > 0.9 * longest):
         record["minutes"]["wall"] = round(wall, 2)  # not of other machines, nor where a kill has lost some
     return record
+
+
+def claimed(experiment: Experiment) -> dict[str, str]:
+    """The hashes of its data files. Raises ValueError where its run folder is another run's."""
+    experiment.folder.claim(experiment.settings, experiment.seed)
+    experiment.prepare()
+    files, base = hashes(experiment.files()), Path(beside(getattr(experiment.settings, "model", "")))
+    experiment.folder.claim_data(files | fingerprints(base))
+    return files
 
 
 @contextmanager
@@ -365,46 +369,3 @@ def publish_record(kind: type[Experiment], record: dict[str, Any], out: Path, pu
         atomic_json(folder / file, record)
         if kind.plot(record, folder / f"{name}.png"):
             print(f"The plot is in {folder / name}.png")
-
-
-# --- one item, whole ---
-
-
-def one_item(context: Context, tokenizer: TextTokenizer, teacher: nn.Module, settings: PracticeSettings,
-             seed: int) -> str:
-    """What the teacher sees and says, what f keeps of it, what the student sees, and the first soft label."""
-    generator = torch.Generator(next(teacher.parameters()).device).manual_seed(seed)
-    x = context.inputs(1, np.random.default_rng((seed, 5)))[0]
-    prompt = tokenizer.encode(context.teachers[0](x))
-    [completion], [reason] = generate(teacher, [prompt], settings.max_new_tokens, settings.temperature,
-                                      generator=generator, reasons=True, precision=settings.precision,
-                                      keep_end=True)
-    answer = Answer.of(completion, context.extract, reason, tokenizer.eos_id)
-    kept = answer.completion[answer.kept] if answer else []
-    said = completion[: len(completion) - (reason == "eos")]
-    parts = {"teacher prompt": context.teachers[0](x), "completion": tokenizer.decode(said),
-             "extracted answer": tokenizer.decode(kept) if answer else "(none)",
-             "student prompt": context.student(x)}
-    if unknown := tokenizer.unknown_words(parts["teacher prompt"]):
-        parts["unknown words"] = ", ".join(map(repr, unknown))
-    if kept:
-        logits = ensemble_logits(teacher, [[prompt]], [answer.completion], [answer.kept],
-                                 settings.precision)[0][:1]
-        parts["its first label"] = label_text(tokenizer, soft_labels(logits, settings, generator))
-    return f"\nOne practice item\n{beneath(parts)}\n"
-
-
-def shortened(item: str, longest: int = 15, first: int = 6, last: int = 5) -> str:
-    """Without the middle of its long texts, whose examples may be a data set's."""
-    parts = [part.split("\n") for part in re.split(r"\n(?=  \S)", item)]
-    gaps = [f"{20 * ' '}[{len(lines) - first - last} lines left out]" for lines in parts]
-    return "\n".join(line for lines, gap in zip(parts, gaps) for line in (
-        lines if len(lines) <= longest else [*lines[:first], gap, *lines[-last:]]))
-
-
-def label_text(tokenizer: TextTokenizer, labels: SoftLabels) -> str:
-    """The likeliest tokens of the first label, with their shares."""
-    weights = labels.weights[: int(labels.ids.starts[1])]
-    shares = (weights / (1 if weights.is_floating_point() else weights.sum())).tolist()
-    ranked = sorted(zip(shares, tokenizer.pieces(labels.ids[0])), reverse=True)
-    return ", ".join(f"{token!r} {share:.2f}" for share, token in ranked[:5])

@@ -17,8 +17,8 @@ from ..distill import PracticeSettings
 from ..losses import LOSSES, check_labels, label_kind
 from ..runtime.device import PRECISIONS
 from ..runtime.files import read_checked
+from ..runtime.memory import out_of_memory
 from ..runtime.progress import printable
-from ..sampling import out_of_memory
 from ..training import OPTIMISERS, FitSettings
 from .record import ROOT
 

@@ -22,6 +22,7 @@ from ..labels import Examples, Ragged
 from ..metrics import mcnemar
 from ..rounds import RoundSettings
 from ..tokenizer import TextTokenizer
+from .item import one_item
 from .parts import differs, transfer_eval as measure
 from .parts.addition_questions import draw_questions, final_answer, longest_scratchpad, test_questions
 from .parts.instruction_eval import TEST, bare
@@ -31,7 +32,7 @@ from .parts.transfer_eval import DATA, EXAMPLES, FORM, TransferEval, best_prompt
 from .parts.word_problems import COUNTS, Resembling, asked_sums, problems
 from .folder import borrow_same
 from .report import Record, pm, seeds_of, table
-from .run import Experiment, Stage, one_item, seed_folder
+from .run import Experiment, Stage, seed_folder
 from .settings import DistillSettings, beside, option
 
 MEASURES = {"addition": "direct addition, exact match, %", "rouge": "Natural Instructions, Rouge-L",

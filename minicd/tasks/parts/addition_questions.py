@@ -105,7 +105,7 @@ def longest_scratchpad(tokenizer: TextTokenizer, form: str, max_digits: int) -> 
 
 def final_answer(tokenizer: TextTokenizer) -> Extractor:
     """f: the slice of the tokens between the last two # of a completion; None where they are no number."""
-    pieces = tokenizer.pieces(range(len(tokenizer)))
+    pieces = [piece.strip(" ") for piece in tokenizer.pieces(range(len(tokenizer)))]
     marks = {i for i, piece in enumerate(pieces) if piece == "#"}
     digits = {i for i, piece in enumerate(pieces) if piece in set("0123456789")}
     blanks = {i for i, piece in enumerate(pieces) if not piece}  # T5's token for a lone space

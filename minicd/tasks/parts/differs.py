@@ -118,8 +118,8 @@ FACTS = """
 * **Distilling** takes 1,024 inputs an edit and 8 tokens of each completion, 4 epochs in batches of 16, so
   256 steps, as many as the paper's 4,096 inputs in one; where one student takes all edits, 96 inputs of
   each. The learning rate is the one with the largest harmonic mean of both scores on six other edits (for
-  students in a run before, [LOG.md](LOG.md)), and so is gradient descent's, which has 10 steps on the statement's
-  object with the same optimiser.
+  students in a run before, [LOG.md](LOG.md)), and so is gradient descent's, which has 10 steps on the
+  statement's object with the same optimiser.
 * **Magnitudes** depend on how many continuations a prompt allows, and cannot be compared with the paper's.
 """
 

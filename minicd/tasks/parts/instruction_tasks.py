@@ -12,7 +12,8 @@ from torch import nn
 from ...distill import Context, Template
 from ...rounds import RoundSettings, rounds
 from ...tokenizer import TextTokenizer
-from ..run import Experiment, Stage, one_item
+from ..item import one_item
+from ..run import Experiment, Stage
 from ..settings import DistillSettings, beside, option
 from . import instruction_eval
 from .inputs import NearCopies
