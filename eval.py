@@ -61,10 +61,11 @@ def answering(model: str) -> tuple[Path, dict[str, str]]:
     """The run folder of what --model names, and by its name the folder of each model that answers."""
     folder = Path(beside(model))
     run = run_of(folder)
-    students = [folder] if run != folder else finished_students(run)
+    whole = folder in (run, run.parent)
+    students = finished_students(folder) if whole else [folder]
     if not students:
         raise ValueError(f"{folder} has no finished student to ask")
-    found = {str(student.relative_to(run)) if run == folder else model: str(student) for student in students}
+    found = {str(student.relative_to(folder)) if whole else model: str(student) for student in students}
     base = as_in_run(OfRun(), run).model
     return run, found | ({} if base is None else {f"its base, {base}": beside(base)})
 
@@ -77,9 +78,10 @@ def finished_students(run: Path) -> list[Path]:
 
 
 def run_of(folder: Path) -> Path:
-    """The run folder in which a model is."""
-    return next((place for place in [folder, *folder.parents[:3]] if (place / "settings.json").exists()),
-                folder.parent)
+    """The run folder in which a model is. Where a folder has other seeds than 0 alone, its first seed's."""
+    files = (file for place in [folder, *folder.parents[:3]]
+             for file in [place / "settings.json", *sorted(place.glob("seed-*/settings.json"))])
+    return next((file.parent for file in files if file.exists()), folder.parent)
 
 
 @dataclass

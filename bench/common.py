@@ -46,6 +46,8 @@ def parsed(parser: Parser, name: str, out: str = "the record") -> Any:
     parser.add_argument("--out", type=Path, default=ROOT / "results" / f"{name}.json", help=out)
     arguments = parser.parse_args()
     arguments.device = pick_device(arguments.device)
+    if arguments.device.type == "cuda" and arguments.device.index is not None:
+        torch.cuda.set_device(arguments.device)  # whose clock and memory are read
     return arguments
 
 
@@ -64,15 +66,22 @@ def publish(out: Path, device: torch.device, settings: dict[str, Any], results: 
 def turns(what: str, work: int, arguments, **sides: Callable) -> dict[str, Any]:
     """Time two sides in turn: work per second in every round, medians, the first's median ÷ the second's."""
     (a, b), (seconds, values) = sides, timed_turns(sides, arguments)
-    rates = {name: [round(work / s, 1) for s in times[1:]] for name, times in seconds.items()}
+    rates = {name: [work / s for s in times[1:]] for name, times in seconds.items()}
     median = {name: statistics.median(rates[name]) for name in sides}
     ratio, first = round(median[a] / median[b], 2), {name: round(seconds[name][0], 2) for name in sides}
-    result = {"what": what, "median": median, "ratio": ratio, "rounds": rates, "first_turn_seconds": first}
+    result = {"what": what, "median": {name: readable(rate) for name, rate in median.items()}, "ratio": ratio,
+              "rounds": {name: list(map(readable, rates[name])) for name in sides},
+              "first_turn_seconds": first}
     if values[a]:  # completions
         result["same_completions"] = round(statistics.mean(map(list.__eq__, values[a], values[b])), 3)
     print(f"{what:46} {a} {median[a]:8.1f}  {b} {median[b]:8.1f}  ratio {ratio:.2f}  "
           f"first turn {first[a]:.1f} s", flush=True)
     return result
+
+
+def readable(rate: float) -> float:
+    """With three digits, or with all before the point."""
+    return float(f"{rate:.3g}") if rate < 100 else round(rate, 1)
 
 
 def timed_turns(sides: dict[str, Callable], arguments) -> tuple[dict[str, list[float]], dict[str, Any]]:

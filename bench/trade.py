@@ -93,9 +93,10 @@ def parse() -> Any:
     parser.add_argument("--ranks", type=count, nargs="*", default=[4, 32], help="of the adapters")
     parser.add_argument("--epochs", type=count, default=6, help="passes over the practice set")
     parser.add_argument("--points", type=count, default=4, help="measures of each student")
-    parser.add_argument("--folder", type=Path, default=Path("runs/trade"),
-                        help="where the practice set is kept")
-    return parsed(parser, "bench-trade")
+    parser.add_argument("--folder", type=Path, help="where the practice set is kept; runs/trade-SCALE")
+    arguments = parsed(parser, "bench-trade")
+    arguments.folder = arguments.folder or Path(f"runs/trade-{arguments.scale}")
+    return arguments
 
 
 def main() -> None:

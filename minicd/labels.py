@@ -251,12 +251,13 @@ class Examples:
         return cls(prompts, answers, labels, inputs)
 
     def check(self, vocabulary: int, longest: float) -> None:
-        """Raises ValueError where there are none, a prompt is empty, a row has too many tokens for the model,
-        or a token id is outside its vocabulary: then it has another tokenizer.
+        """Raises ValueError where there are none, a prompt or all answers are empty, a row has too many
+        tokens for the model, or a token id is outside its vocabulary: then it has another tokenizer.
         """
-        if not len(self) or not int(self.prompts.lengths.min()):
-            raise ValueError("there is nothing to train on" if not len(self) else
-                             f"the prompt of row {int(self.prompts.lengths.argmin())} is empty")
+        if not len(self) or not len(self.answers.values):
+            raise ValueError("there is nothing to train on" + ": all answers are empty" * bool(len(self)))
+        if not int(self.prompts.lengths.min()):
+            raise ValueError(f"the prompt of row {int(self.prompts.lengths.argmin())} is empty")
         lengths = self.prompts.lengths + self.answers.lengths
         if lengths.max() > longest:
             raise ValueError(f"row {int(lengths.argmax())} has a prompt and answer of {int(lengths.max())} "

@@ -69,7 +69,7 @@ class BatchSource(Protocol):
 
 
 class Epochs:
-    """Shuffled passes over examples, in batches of similar length, which saves a third of the padding."""
+    """Shuffled passes over examples, in batches of similar length, which saves most padding."""
 
     def __init__(self, examples: Examples, batch_size: int, epochs: float, seed: int, pad: int = 0):
         """`pad`: the padding of prompts, the model's `config.pad_token_id`.

@@ -560,11 +560,20 @@ def test_a_checkpoint_is_evaluated(finished, cli, capsys):
     metrics = read(out / "record.json")["metrics"]
     for name, row, more in (("student", "after", ["--max-new-tokens", 10]),
                             ("teacher", "teacher", ["--step-by-step"])):  # as many tokens as in the run
-        cli("eval", "--model", out / name, "--questions", 100, "--precision", "fp32", *more)  # it knows the digits
+        cli("eval", "--model", out / name, "--questions", 100, "--precision", "fp32", "--device", "cpu", *more)  # it knows the digits
         said = capsys.readouterr().out
         accuracy = re.search(r"exact match on 100 unseen questions of up to 3 digits: (\d+\.\d\d) %, \d+\.\d tokens a question", said)
         assert float(accuracy[1]) == metrics[row]["values"][0]
         assert "by digits: {'1': " in said and "by longest carry run: {'0': " in said
+
+
+def test_a_model_that_practised_the_test_is_not_scored(finished, tmp_path, refused):
+    copied = shutil.copytree(finished[0], tmp_path / "run")
+    tested = addition_questions.test_questions(20, 3)
+    addition.direct_examples(tested, pocket_tokenizer(), "compact").save(copied / "practice.safetensors")
+    said = refused("eval", "--model", copied / "student", "--questions", 20, "--device", "cpu")
+    assert said == (f"error: {copied / 'practice.safetensors'} holds test questions: the model has practised them, so its score "
+                    "would mean nothing")
 
 
 def test_a_finished_run_is_reused_for_another_loss(finished, base, tmp_path, cli, capsys):
@@ -621,6 +630,10 @@ def test_one_question_is_answered(finished, cli, refused, capsys, tmp_path):
     assert base.startswith("its base, ")
     cli("eval", "--model", finished[0], "--ask", "123+456", "--device", "cpu")  # the run: all its students, and the base
     assert {"seed-1/student", "student", "student_hard", "its"} <= {line.split()[0] for line in capsys.readouterr().out.splitlines()}
+    shutil.copytree(finished[0] / "seed-1", tmp_path / "run" / "seed-1")
+    cli("eval", "--model", tmp_path / "run", "--ask", "123+456", "--device", "cpu")  # of a run without seed 0
+    assert {"seed-1/student", "its"} <= {line.split()[0] for line in capsys.readouterr().out.splitlines()}
+    shutil.rmtree(tmp_path / "run")
     cli("eval", "--task", "instructions", "--model", student, "--ask", "add the hippo : 1", "--device", "cpu")
     assert capsys.readouterr().err.startswith("the model does not know 'the', 'hippo'\n")
     (tmp_path / "settings.json").touch()

@@ -11,7 +11,7 @@ from minicd.distill import PracticeSettings
 from minicd.hf.checkpoint import load
 from minicd.labels import Examples, Ragged, SoftLabels
 from minicd.runtime import estimate
-from minicd.runtime.estimate import Batch, Plan, size, training, what_it_needs
+from minicd.runtime.estimate import Batch, Plan, free_disk, free_in_container, size, training, what_it_needs
 from minicd.sampling import generate
 from minicd.training import FitSettings, fit
 
@@ -105,6 +105,9 @@ def test_where_it_does_not_fit_the_flag_that_helps_is_named(monkeypatch, tmp_pat
     model = tiny_t5(64)
     plan = Plan(model, Batch(512, 100, 100, 200), FitSettings(precision="fp32"), PracticeSettings(chunk=8), 1000, CPU)
     flags = ["--micro-batch", "--checkpointing", "--lora-rank", "--chunk"]
+    assert free_disk(tmp_path / "not" / "yet") > 0
+    for free in ("free_memory", "free_disk"):
+        monkeypatch.setattr(estimate, free, lambda of: 2**40)
     assert len(what_it_needs(plan, tmp_path / "not" / "yet", flags).splitlines()) == 1
     monkeypatch.setattr(estimate, "free_memory", lambda device: 2**20)
     assert "--micro-batch 1, with which" in what_it_needs(plan, tmp_path, flags).splitlines()[1]
@@ -119,3 +122,12 @@ def test_where_it_does_not_fit_the_flag_that_helps_is_named(monkeypatch, tmp_pat
 
 def test_sizes_are_readable():
     assert [size(n) for n in (100, 3 * 2**19, 2**20 * 100, 1.5 * 2**30)] == ["0.1 KiB", "1.5 MiB", "100 MiB", "1.5 GiB"]
+
+
+@pytest.mark.parametrize("files, left", [
+    ({}, []), ({"max": "max\n", "current": "5\n"}, []), ({"max": "100\n"}, [100]), ({"max": "100\n", "current": "70\n"}, [30]),
+    ({"max": "100\n", "current": "70\n", "stat": "anon 20\ninactive_file 45\nactive_file 5\n"}, [75])])
+def test_a_containers_limit_counts_what_programs_use(files, left, tmp_path):
+    for name, text in files.items():
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert free_in_container(tmp_path) == left

@@ -16,11 +16,11 @@ from test_plain import tiny_decoder, tiny_tokenizer
 
 from minicd.hf.checkpoint import load, save
 from minicd.metrics.facts import (at_equal_paraphrase, balance, interval, log_probability, mean_scores, preference)
-from minicd.sampling import score
+from minicd.sampling import generate, score
 from minicd.tasks.facts import Facts, FactSettings, best
 from minicd.tasks.folder import RunFolder
 from minicd.tasks.parts.facts_data import fill, load_facts, load_relations, one_of_each_relation, read_fact
-from minicd.tasks.parts.facts_eval import knows, measure, object_tokens, probabilities
+from minicd.tasks.parts.facts_eval import FactsEval, knows, measure, object_tokens, probabilities
 from minicd.tasks.parts.facts_prompts import BEFORE, SHAPES, Wording
 from minicd.tasks.parts.inputs import words
 from minicd.tasks.settings import guarded
@@ -310,11 +310,15 @@ def test_the_command_runs_resumes_and_is_examined(folder, tmp_path, monkeypatch,
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == kept
 
     capsys.readouterr()
-    run(monkeypatch, "eval", "--model", out / "student", "--data", OWN, "--precision", "fp32")
+    how = ("--device", "cpu", "--precision", "fp32")
+    run(monkeypatch, "eval", "--model", out / "student", "--data", OWN, *how)
     table = capsys.readouterr().out
     assert table.count("\n") == 37 and "mean of 34" in table and "P17, Osaka: Japan → Brazil" in table
-    run(monkeypatch, "eval", "--model", out / "student", "--ask", "The city of Osaka is in the country of", "--precision", "fp32")
-    assert capsys.readouterr().out.strip()
+    asked = "The city of Osaka is in the country of"
+    run(monkeypatch, "eval", "--model", out / "student", "--ask", asked, *how)
+    model, tokenizer = load(out / "student")
+    [greedy] = generate(model, [tokenizer.encode(asked)], FactsEval().max_new_tokens, temperature=0, precision="fp32")
+    assert capsys.readouterr().out.split("\n")[0].endswith("  " + tokenizer.decode(greedy).strip())
 
 
 def test_the_estimate_knows_the_largest_practice_set(folder, tmp_path, monkeypatch):

@@ -312,7 +312,7 @@ def test_finished_stages_are_borrowed_whole(settings, copy, tmp_path):
 
 
 def test_spread_and_mean():
-    assert spread([1.0, 3.0]) == {"values": [1.0, 3.0], "mean": 2.0, "std": 1.41}
+    assert spread([1.0, 3.0]) == {"values": [1.0, 3.0], "mean": 2.0, "std": 1.4142}
     assert spread([1.005])["std"] is None
     assert mean_of([{"a": 1.0, "b": [2, 4]}, {"a": 2.0, "b": [4, 4], "c": 5}]) == {"a": 1.5, "b": [3, 4], "c": 5}
 
@@ -323,7 +323,7 @@ def test_a_record_of_two_seeds():
     figures = [{"metrics": {"after": 90.0}, "points": {"t": [1.0, 2.0]}},
                {"metrics": {"after": 92.0}, "points": {"t": [3.0, 4.0]}}]
     record = make_record("mine", RunSettings(), [0, 5], figures, notes, {"after": 95})
-    assert record["metrics"]["after"] == {"values": [90.0, 92.0], "mean": 91.0, "std": 1.41}
+    assert record["metrics"]["after"] == {"values": [90.0, 92.0], "mean": 91.0, "std": 1.4142}
     assert record["points"] == {"t": [2.0, 3.0]} and record["final_losses"] == {"student": [0.5, 0.25]}
     assert record["minutes"] == {"total": [1.23, 3.0], "student": [1.23, 2.0], "x": [0.0, 1.0]}
     assert record["hardware"] == "a; b" and record["commits"] == "c1" and record["paper"] == {"after": 95}
@@ -338,22 +338,26 @@ def test_more_seeds_join_a_record(tmp_path):
         figures = [{"metrics": {"after": 90.0 + seed}, "points": {1: [float(seed)]}} for seed in seeds]
         notes = [{"student": {"minutes": 1.0 + seed, "hardware": f"machine {seed}", "losses": [2.0, 0.5]}} for seed in seeds]
         return make_record("mine", RunSettings(), seeds, figures, notes, {"after": 95}, earlier)
-    alone = json.loads(json.dumps(made([0, 1, 2])))
+    alone, one = json.loads(json.dumps(made([0, 1, 2]))), {"files": {"a": "1"}, "base": {"b": "3"}, "loss_source": 4}
     atomic_json(tmp_path / "mine.json", made([0, 5]) | {"files": {"a": "1"}})
     for more in ([2], [1, 2]):
-        runs = runs_to_join(tmp_path / "mine.json", {"a": "1"}, partial(changes, RunSettings()))
+        runs = runs_to_join(tmp_path / "mine.json", one, partial(changes, RunSettings()))
         atomic_json(tmp_path / "mine.json", made(more, [run for run in runs if run["seed"] != 5]) | {"files": {"a": "1"}})
     joined = json.loads((tmp_path / "mine.json").read_text())
     assert joined == alone | {"files": {"a": "1"}} and joined["hardware"] == "machine 0; machine 1; machine 2"
     with pytest.raises(ValueError, match="other data files"):
-        runs_to_join(tmp_path / "mine.json", {"a": "2"}, partial(changes, RunSettings()))
+        runs_to_join(tmp_path / "mine.json", {**one, "files": {"a": "2"}}, partial(changes, RunSettings()))
+    atomic_json(tmp_path / "newer.json", made([0]) | one)
+    for name, other in (("base", {"b": "5"}), ("loss_source", 6)):
+        with pytest.raises(ValueError, match=f"made from another {name.split('_')[0]}: no seed can join it"):
+            runs_to_join(tmp_path / "newer.json", one | {name: other}, partial(changes, RunSettings()))
     with pytest.raises(ValueError, match="precision .there 'auto', now 'bf16'"):
-        runs_to_join(tmp_path / "mine.json", {"a": "1"}, partial(changes, RunSettings(precision="bf16")))
-    assert runs_to_join(tmp_path / "mine.json", {"a": "1"}, partial(changes, RunSettings(save_every=1.0))) and (
-        runs_to_join(tmp_path / "none.json", {}, partial(changes, RunSettings())) == [])
+        runs_to_join(tmp_path / "mine.json", one, partial(changes, RunSettings(precision="bf16")))
+    assert runs_to_join(tmp_path / "mine.json", one, partial(changes, RunSettings(save_every=1.0))) and (
+        runs_to_join(tmp_path / "none.json", one, partial(changes, RunSettings())) == [])
     atomic_json(tmp_path / "old.json", {"task": "mine", "settings": {}})
     with pytest.raises(ValueError, match="keep its runs apart"):
-        runs_to_join(tmp_path / "old.json", {}, partial(changes, RunSettings()))
+        runs_to_join(tmp_path / "old.json", one, partial(changes, RunSettings()))
 
 
 def test_tables_and_regions():
@@ -460,6 +464,33 @@ def test_a_base_that_was_made_anew_wants_another_folder(settings, tmp_path):
     save(tiny_t5(len(load(base)[1]), seed=8), load(base)[1], base)
     with pytest.raises(ValueError, match="holds a run with other data: model.safetensors has changed since"):
         train("next", Next, own, [0], tmp_path / "run", CPU)
+
+
+def test_a_record_that_no_seed_can_join_is_refused_before_any_work(settings, tmp_path, monkeypatch):
+    from minicd.tasks import run as frame
+    monkeypatch.setattr(frame, "ROOT", tmp_path)
+    monkeypatch.setattr(Next, "make", None)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "next-pocket.json").write_text('{"settings": {}}')
+    with pytest.raises(ValueError, match="does not keep its runs apart"):
+        train("next", Next, settings, [3], tmp_path / "run", CPU, publish=True, join=True)
+
+
+def test_a_record_with_a_name_of_its_own_is_joined_and_the_first_seed_published(settings, copy, tmp_path, monkeypatch):
+    class Named(Next):
+        @classmethod
+        def record_scale(cls, settings: NextSettings) -> str:
+            return "mine"
+
+        def publish(self) -> None:
+            published.append(self.seed)
+    from minicd.tasks import run as frame
+    published = []
+    monkeypatch.setattr(frame, "ROOT", tmp_path)
+    train("next", Named, settings, [0], copy, CPU, publish=True)
+    train("next", Named, settings, [3], copy, CPU, publish=True, join=True)
+    record = json.loads((tmp_path / "results" / "next-mine.json").read_text())
+    assert (record["scale"], record["seeds"], published) == ("mine", [0, 3], [0])
 
 
 def test_a_seed_that_was_published_meanwhile_stays_in_the_record(settings, copy, tmp_path, monkeypatch):

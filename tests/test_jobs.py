@@ -6,12 +6,13 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
-from minicd.runtime.jobs import helpers, later_interrupts, usual_jobs
-from minicd.runtime.memory import glibc, keep_memory, return_memory
+from minicd.runtime.jobs import cores, helpers, later_interrupts, usual_jobs
+from minicd.runtime.memory import THRESHOLDS_SET, glibc, keep_memory, return_memory
 
 
 def shout(text: str) -> str:
@@ -99,6 +100,32 @@ def test_as_many_jobs_as_cores(monkeypatch):
     assert usual_jobs(torch.device("cpu")) == 3 and usual_jobs(torch.device("cuda")) == 1
 
 
+@pytest.mark.parametrize("quota, count", [(None, 3), ("max 100000\n", 3), ("150000 100000\n", 2), ("800000 100000\n", 3)])
+def test_a_container_may_have_a_share_of_the_cores(quota, count, monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 2, 5}, raising=False)
+    if quota:
+        (tmp_path / "cpu.max").write_text(quota)
+    assert cores(tmp_path / "cpu.max") == count
+
+
+def at_work(folder: Path) -> None:
+    try:
+        (folder / "began").touch()
+        time.sleep(300)
+    finally:
+        (folder / "noted").touch()
+
+
+def test_after_an_error_the_other_helpers_note_their_time(tmp_path, on_interrupt):
+    on_interrupt(signal.default_int_handler)
+    with pytest.raises(ValueError, match="another stage"), helpers(2) as submit:
+        submit(at_work, tmp_path)
+        while not (tmp_path / "began").exists():
+            time.sleep(0.05)
+        raise ValueError("another stage")
+    assert (tmp_path / "noted").exists()
+
+
 def test_memory_is_kept_unless_the_environment_says_how(monkeypatch):
     called = []
 
@@ -106,10 +133,14 @@ def test_memory_is_kept_unless_the_environment_says_how(monkeypatch):
         def __init__(self, name):
             self.mallopt = lambda *how: called.append(how)
     monkeypatch.setattr(ctypes, "CDLL", Library)
-    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
-    keep_memory()
+    for name in THRESHOLDS_SET:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")  # which says nothing about them
+    for name in THRESHOLDS_SET:
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "1")
+            keep_memory()
     assert called == []
-    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_")
     keep_memory()
     keep_memory()
     assert len(called) == 4 and len(set(called)) == 2

@@ -294,7 +294,7 @@ def test_token_ids_out_of_range_are_named(prompt, answer, label):
 
 
 @pytest.mark.parametrize("prompts, answers, problem", [
-    ([], [], "there is nothing to train on"), ([[1], []], [[1], [1]], "the prompt of row 1 is empty"),
+    ([], [], "there is nothing to train on"), ([[1]], [[]], "there is nothing to train on: all answers are empty"), ([[1], []], [[1], [1]], "the prompt of row 1 is empty"),
     ([[1], [1, 2, 3]], [[1], [1, 2]], "row 1 has a prompt and answer of 5 tokens, the model only 4 positions")])
 def test_what_a_model_cannot_read_is_named(prompts, answers, problem):
     with pytest.raises(ValueError, match=problem):

@@ -7,6 +7,7 @@ import shutil
 import sys
 from copy import deepcopy
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -185,7 +186,6 @@ def test_a_run_is_made_measured_and_measured_again(run, tmp_path, monkeypatch):
     losses, rounds = [], own.rounds
     monkeypatch.setattr(own, "rounds", lambda *args, **more: losses.append(args[3].fit.loss) or rounds(*args, **more))
     file, out = contexts(tmp_path), tmp_path / "run"
-    pytest.importorskip("matplotlib")
     said = run("train", "--contexts", file, "--out", out, "--stop-at-best", "--supervised", *SMALL)
     assert "teacher prompt    reverse : " in said and "student prompt    task : " in said
     record = json.loads((out / "record.json").read_text())
@@ -201,7 +201,7 @@ def test_a_run_is_made_measured_and_measured_again(run, tmp_path, monkeypatch):
     assert re.fullmatch(r"\d+\.\d\d → \d+\.\d\d nat a token from the teacher \(on its text alone .*\)", own.Own.headline(record))
     assert losses == ["empirical", "hard"] and "mine, kl, supervised" in record["metrics"]
     [(start, kl), (step, _)] = record["curve"]["mine"]
-    assert (start, step) == (0, 1) and kl > 0 and (out / "own-pocket.png").exists()
+    assert (start, step) == (0, 1) and kl > 0 and (out / "own-pocket.png").exists() == bool(find_spec("matplotlib"))
     assert load(out / "student")[0].config == load(ROOT / "data" / "pocket")[0].config
     again = run("eval", "--model", out / "student", "--device", "cpu", "--precision", "fp32")
     assert re.search(r"KL\(teacher ‖ student\).*", again)[0].split("|")[1].strip() == own_measures.cell(rows["kl"])
@@ -257,8 +257,8 @@ def test_the_worked_files_run(run, tmp_path, file):
 
 
 def test_there_are_six_worked_files():
-    assert [file.stem for file in FILES] == ["examples", "instruction", "scratchpad"]
-    assert [file.stem for file in REAL] == ["company", "place", "think"]
+    assert {"examples", "instruction", "scratchpad"} <= {file.stem for file in FILES}
+    assert {"company", "place", "think"} <= {file.stem for file in REAL}
     for file in FILES:
         model, tokenizer = load(ROOT / read_contexts(file).model)
         for named in read_contexts(file).contexts.values():

@@ -44,7 +44,7 @@ def folder(tmp_path_factory) -> Path:
 def test_the_papers_recipe_runs_end_to_end(folder, tmp_path, monkeypatch, capsys):
     flags = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
     monkeypatch.setattr(sys, "argv", ["train.py", "--task", "addition", "--scale", "paper", "--model", str(folder),
-                                      "--out", str(tmp_path / "run"), "--jobs", "1", *flags])
+                                      "--out", str(tmp_path / "run"), "--jobs", "1", "--device", "cpu", *flags])
     train.main()
     record = json.loads((tmp_path / "run" / "record.json").read_text())
     assert record["scale"] == "paper"

@@ -177,7 +177,7 @@ def test_the_experiment_has_both_students_and_names_its_files(folder, collection
     for name in ("student", "student_pool"):
         student = load(out / "task1_a" / name)[0]
         assert len(student.config.more_eos_token_ids) == 2
-    run("eval", "--task", "instructions", "--model", out / "task1_a" / "student", "--ask", "is a b")
+    run("eval", "--task", "instructions", "--model", out / "task1_a" / "student", "--ask", "is a b", "--device", "cpu")
     student, base = capsys.readouterr().out.rstrip("\n").split("\n")
     assert str(out / "task1_a" / "student") in student and base.startswith("its base")
 

@@ -196,5 +196,5 @@ def test_a_plain_base_is_of_lists_and_never_installed(tmp_path):
     with pytest.raises(ValueError, match="--plain: only the base of lists has scratchpads"):
         bases.PocketSettings(plain=True)
     settings = bases.PocketSettings(base="lists", plain=True)
-    assert bases.Pocket.complete({"settings": vars(settings)})["scale"] == "plain"
+    assert bases.Pocket.record_scale(settings) == "plain"
     bases.Pocket(settings, 0, SimpleNamespace(device="cpu")).publish()  # or it would ask the folder for its base

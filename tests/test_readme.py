@@ -24,9 +24,10 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_command_is_understood(command, monkeypatch):
+def test_the_command_is_understood(command, monkeypatch, tmp_path):
     """Everything up to the work itself: tasks, flags, settings, presets."""
     called = []
+    monkeypatch.chdir(tmp_path)  # the repository may have runs of these names
     monkeypatch.setattr(train, "train", lambda *how, **more: called.append(how))
     monkeypatch.setattr(evaluation, "load", lambda *_: (None, None))
     monkeypatch.setattr(evaluation, "rebuild", lambda *how: called.append(how))

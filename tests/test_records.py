@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -32,7 +33,7 @@ def test_the_command_of_a_record_has_its_settings(name, monkeypatch, tmp_path):
         key = key if key in made["settings"] else RENAMED.get(key, key)
         if key in made["settings"]:  # some are no settings any more
             assert made["settings"][key] == value, key
-    scale = made["kind"].complete({**record, "settings": made["settings"], "scale": made["settings"]["scale"]})["scale"]
+    scale = made["kind"].record_scale(SimpleNamespace(**made["settings"]))
     assert f"{made['task']}-{scale}" == name and sorted(seeds) == sorted(record["seeds"])
 
 

@@ -14,9 +14,10 @@ import torch
 
 import eval as eval_program
 import train as train_program
+from minicd.distill import PracticeSettings
 from minicd.tasks.parts.natural_instructions import load_folder
 from minicd.tasks.record import ROOT
-from minicd.tasks.settings import as_text, beside, check, differences, flag, guarded, option, range_of
+from minicd.tasks.settings import DistillSettings, as_text, beside, check, differences, flag, guarded, option, range_of
 
 TASKS = train_program.TASKS
 CLASSES = {kind for task in TASKS.values() for kind in (task.Settings, task.Eval)}
@@ -171,6 +172,13 @@ def test_differences_of_an_experiment_are_those_to_its_scale():
                 flag(name) for name, value in task.QUICK.items() if value != getattr(task.Settings(**preset), name)}
 
 
+def test_labels_are_as_the_flags_say():
+    assert DistillSettings(loss="topk", label_top=7, precision="fp32").practice_settings(3) == PracticeSettings(
+        labels="top", label_samples=100, label_top=7, max_new_tokens=3, precision="fp32")
+    assert DistillSettings(label_samples=5).practice_settings(3) == PracticeSettings(
+        labels="sampled", label_samples=5, label_top=16, max_new_tokens=3, precision="auto")
+
+
 def no_run(*arguments, **how):
     raise AssertionError("this has to be refused")
 
@@ -183,7 +191,8 @@ def no_run(*arguments, **how):
     (["--practice-questions", str(10**15)], "--practice-questions 1000000000000000: it must be at least 1 and at most 1e+08"),
     (["--teacher-batch", str(10**15)], "--teacher-batch 1000000000000000: it must be at most 1e+09"),
     (["--out", ""], "--out is empty: it must be the name of a folder"),
-    (["--quick", "--publish"], "--publish is for whole runs")])
+    (["--quick", "--publish"], "--publish is for whole runs"), (["--join"], "--join goes with --publish"),
+    (["--quick", "--scale", "smollm2"], "--quick is for --scale pocket")])
 def test_what_is_typed_is_checked(monkeypatch, tmp_path, words, sentence):
     monkeypatch.setattr(sys, "argv", ["train.py", "--task", "addition", "--out", str(tmp_path / "run"), *words])
     monkeypatch.setattr(train_program, "train", no_run)

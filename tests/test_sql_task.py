@@ -39,7 +39,7 @@ def test_the_interval_holds_the_mean_and_narrows_with_more_units():
     rng = np.random.default_rng(0)
     few, many = (bootstrap_interval(rng.normal(10, 4, (n, 3)).tolist()) for n in (4, 64))
     assert few[0] < 10 < few[1] and many[0] < 10 < many[1] and many[1] - many[0] < few[1] - few[0]
-    spread = bootstrap_interval([[0.0, 20.0], [0.0, 20.0]])  # repeats are drawn anew, too
+    spread = bootstrap_interval([[0.0, 20.0]] * 64)  # repeats are drawn anew, too, the same ones for all units
     assert spread[0] <= 5 and spread[1] >= 15
     with pytest.raises(ValueError, match="needs a table of units and repeats"):
         bootstrap_interval([])
@@ -185,6 +185,12 @@ def test_examples_are_distilled_and_descended_on(model, quick, tmp_path, capsys)
     train("sql", Sql, settings, [0, 1], out, CPU)
     assert json.loads((out / "record.json").read_text())["metrics"] == record["metrics"] and times(out) == before
     assert Sql.headline(record)
+
+
+def test_the_model_is_not_tuned_where_learning_rates_are_chosen(tmp_path):
+    made = Sql(SqlSettings(databases=2), 0, RunFolder(tmp_path, CPU))
+    rated, tuned, others = ([d.name for d in databases] for databases in (made.rated, made.tuned_on(), made.databases[1]))
+    assert rated and tuned and not set(rated) & set(tuned) and sorted(rated + tuned) == sorted(others)
 
 
 def test_more_examples_than_fit_are_distilled_by_a_tuned_model(model, quick, tmp_path, capsys):

@@ -461,7 +461,7 @@ def test_a_normaliser_that_blows_texts_up_is_refused_at_once(tmp_path, normalise
     start = time.monotonic()
     with pytest.raises(ValueError, match=r"tokenizer.json is not a readable tokenizer: it can make \d+ characters or tokens of one"):
         read_backend(with_part(tmp_path, normalizer=normaliser).parent)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 30  # not the minutes that it would take
 
 
 def test_usual_normalisers_are_none_of_these(tmp_path):

@@ -14,8 +14,8 @@ import torch
 from helpers import tiny_decoder, tiny_t5
 from safetensors.torch import load_file
 
-from minicd.labels import Examples, SoftLabels
-from minicd.losses import LOSSES, empirical
+from minicd.labels import Examples, Ragged, SoftLabels
+from minicd.losses import LOSSES, empirical, jsd
 from minicd.runtime.muon import Muon
 from minicd.training import CHECK_EVERY, Epochs, FitSettings, Run, fit, learning_rate, length_buckets
 
@@ -100,9 +100,19 @@ def test_dropout_setting():
     assert history(None) == history(0.1) != history(0.0)
 
 
-@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
-def test_resume_is_bit_exact(optimiser, tmp_path):
-    how = settings(optimiser=optimiser, warmup=0.2, decay=0.4, clip=1.0)
+def test_the_share_of_jsd_reaches_the_loss():
+    run = Run(starting_model(), settings(loss="jsd", jsd_beta=0.1), 1, 0, None)
+    generator = torch.Generator().manual_seed(0)
+    taught = SoftLabels.top(torch.randn(3, 16, generator=generator))
+    _, labels = Examples(Ragged.of([[1], [2]]), Ragged.of([[3, 4], [5]]), taught).batch(torch.arange(2))
+    logits = torch.randn(2, 2, 16, generator=generator)
+    assert torch.equal(run.loss(logits, labels), jsd(logits, labels, beta=0.1))
+    assert not torch.equal(run.loss(logits, labels), jsd(logits, labels))
+
+
+@pytest.mark.parametrize("more", [{}, {"optimiser": "muon"}, {"precision": "bf16"}], ids=str)
+def test_resume_is_bit_exact(more, tmp_path):
+    how = settings(**more, warmup=0.2, decay=0.4, clip=1.0)
     unbroken = starting_model()
     history = fit(unbroken, Batches(), how, seed=3)
     path = tmp_path / "progress.safetensors"

@@ -211,9 +211,8 @@ class Pocket(Experiment):
         return {"metrics": self.folder.get("held_out")}
 
     @classmethod
-    def complete(cls, record: Record) -> Record:
-        settings = record["settings"]
-        return record | {"scale": "plain" if settings.get("plain") else BASES[settings["base"]].record}
+    def record_scale(cls, settings: PocketSettings) -> str:
+        return "plain" if settings.plain else BASES[settings.base].record
 
     def publish(self) -> None:
         if not self.settings.plain:

@@ -11,16 +11,17 @@ DRAWS = 10_000  # of the bootstrap
 
 def bootstrap_interval(table: Sequence[Sequence[float]], percent: float = 95.0,
                        seed: int = 0) -> tuple[float, float]:
-    """The interval of the mean of table [units, repeats]: units are drawn anew, and each one's repeats.
+    """The interval of the mean of table [units, repeats]: units are drawn anew, and so are the repeats.
 
-    For databases and seeds: both are a sample of more that could have been. Raises ValueError for no value.
+    For databases and seeds: both are a sample of more that could have been, and what a seed has chosen, such
+    as a learning rate, serves for all its databases. Raises ValueError for no value.
     """
     values = np.asarray(table, dtype=float)
     if values.ndim != 2 or not values.size:
         raise ValueError(f"a bootstrap needs a table of units and repeats, not {values.shape}")
     rng, (units, repeats) = np.random.default_rng(seed), values.shape
     rows = rng.integers(units, size=(DRAWS, units, 1))
-    means = values[rows, rng.integers(repeats, size=(DRAWS, units, repeats))].mean((1, 2))
+    means = values[rows, rng.integers(repeats, size=(DRAWS, 1, repeats))].mean((1, 2))
     low, high = np.percentile(means, [50 - percent / 2, 50 + percent / 2])
     return float(low), float(high)
 

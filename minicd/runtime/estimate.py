@@ -232,13 +232,21 @@ def free_memory(device: torch.device) -> float:
     """Bytes of the GPU, or of the machine (within its container), that no program uses."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    limit, known = Path("/sys/fs/cgroup/memory.max"), Path("/proc/meminfo")
+    known = Path("/proc/meminfo")
     lines = known.read_text().splitlines() if known.exists() else []
     free = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
     free = free or [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]  # all there is
-    most, used = (path.read_text().strip() if path.exists() else ""
-                  for path in (limit, limit.with_name("memory.current")))
-    return min([*free, *([int(most) - int(used or 0)] if most.isdigit() else [])])
+    return min([*free, *free_in_container(Path("/sys/fs/cgroup"))])
+
+
+def free_in_container(folder: Path) -> list[int]:
+    """Bytes left below the limit of this control group, if it has one. Files read lately give way."""
+    most, used, more = (path.read_text() if (path := folder / f"memory.{name}").exists() else ""
+                        for name in ("max", "current", "stat"))
+    if not most.strip().isdigit():
+        return []
+    files = [int(line.split()[1]) for line in more.splitlines() if line.startswith("inactive_file ")]
+    return [int(most) - int(used or 0) + sum(files)]
 
 
 def free_disk(folder: Path) -> float:

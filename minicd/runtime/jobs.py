@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
 import threading
+import time
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import torch
@@ -18,12 +21,19 @@ from . import progress
 from .memory import keep_memory
 
 BUSY = False  # in a helper: whether it has work
+PATIENCE = 10  # seconds for its last step
 
 
 def usual_jobs(device: torch.device) -> int:
     """On a CPU one for each core, since small models gain little from a second thread; 1 on CUDA."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores if device.type == "cpu" else 1
+    return cores() if device.type == "cpu" else 1
+
+
+def cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Those that this process may use, also where its container has only a share of them."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share, _, period = (quota.read_text() if quota.exists() else "").strip().partition(" ")
+    return min(found, math.ceil(int(share) / int(period))) if share.isdigit() else found
 
 
 @contextmanager
@@ -44,9 +54,18 @@ def helpers(jobs: int) -> Iterator[Callable[..., Future]]:
     finally:
         with interrupts_to(signal.SIG_IGN):  # a second Ctrl-C would leave helpers behind, and wait for them
             pool.shutdown(wait=False, cancel_futures=True)
-            for helper in multiprocessing.active_children():
-                helper.join(0.2)  # after Ctrl-C it notes its time
-                helper.terminate()
+            end_all(multiprocessing.active_children())
+
+
+def end_all(helpers: list) -> None:
+    """As by Ctrl-C, which at a terminal has told them already: first they note their time."""
+    for helper in helpers:
+        with suppress(ProcessLookupError):
+            os.kill(helper.pid, signal.SIGINT)
+    end = time.monotonic() + PATIENCE
+    for helper in helpers:
+        helper.join(max(0.0, end - time.monotonic()))
+        helper.terminate()
 
 
 def submit(pool: ProcessPoolExecutor, function: Callable, *arguments: Any) -> Future:
@@ -117,9 +136,10 @@ def work(function: Callable, *arguments: Any) -> Any:
 
 
 def interrupt(number: int, frame: Any) -> None:
-    """Ctrl-C reaches every process of the terminal: a helper without work just ends."""
+    """Ctrl-C reaches every process of the terminal: a helper without work just ends. Once is enough."""
     if not BUSY:
         os._exit(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

@@ -25,7 +25,26 @@ def one_writer(*folders: Path) -> Iterator[None]:
     with ExitStack() as held:
         for folder in dict.fromkeys(folders) if fcntl else ():
             held.callback(release, hold(folder), folder / LOCK)
+            remove_unfinished(folder)
         yield
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Temporary files of `atomic_bytes` whose process was killed, perhaps as large as a checkpoint."""
+    for path in folder.rglob(".*.tmp"):
+        name, _, number = path.stem.rpartition(".")
+        if name and number.isdigit() and not is_alive(int(number)):
+            path.unlink(missing_ok=True)
+
+
+def is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True
 
 
 def hold(folder: Path) -> TextIO:

@@ -12,14 +12,15 @@ import torch
 
 CACHED_AT_ONCE = 2**29  # numbers in a cache, 2 GiB: without memory the system ends a program on the CPU
 THRESHOLDS = {-1: 2**30, -3: 2**30}  # glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, in bytes
+THRESHOLDS_SET = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")  # by the user
 
 
 def keep_memory() -> None:
     """Raise glibc's thresholds: else up to a third of a run's CPU time goes into clearing pages again.
 
-    Environment variables that set the same (MALLOC_TRIM_THRESHOLD_, …) take precedence.
+    Environment variables that can set the same take precedence.
     """
-    if any(name.startswith("MALLOC_") for name in os.environ):
+    if any(name in os.environ for name in THRESHOLDS_SET):
         return
     for parameter, size in THRESHOLDS.items():
         glibc("mallopt", parameter, size)
@@ -33,7 +34,8 @@ def return_memory() -> None:
 
 
 def out_of_memory(error: Exception) -> bool:
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    words = ("can't allocate memory", "CUDA error: out of memory", "ALLOC_FAILED")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(w in str(error) for w in words)
 
 
 def glibc(name: str, *arguments: int) -> None:

@@ -78,7 +78,7 @@ class AdditionSettings(DistillSettings):
     all_rows: bool = option(False, "also train a student on hard labels and one on true answers", free=True)
     no_baselines: bool = option(False, "only the rows of teacher and student", free=True)
     reuse: str = option("", "run folder to take all finished stages from that would be the same here: for "
-                        "another loss, all but the student")
+                        "another loss on the same kind of labels, all but the student")
     until: str = option("table", "last stage: teacher, practice, student or table", free=True, choices=UNTIL)
 
 
@@ -119,7 +119,7 @@ class Addition(Experiment):
     def prepare(self) -> None:
         test_questions(self.settings.test_questions, self.settings.max_digits)  # or there are too few
         if self.reused:
-            borrow_same(self.folder, self.reused, self.settings, depends_on)
+            borrow_same(self.folder, self.reused, self.settings, self.seed, depends_on)
 
     @property
     def reused(self) -> Path | None:

@@ -203,24 +203,27 @@ class RunFolder:
             self.note(stage, minutes=before + (time.monotonic() - start) / 60)
 
 
-def borrow_same(folder: RunFolder, other: Path, settings: Any,
+def borrow_same(folder: RunFolder, other: Path, settings: Any, seed: int,
                 depends_on: Callable[[Any], dict[str, dict[str, Any]]]) -> None:
     """Copy the finished stages of another run whose settings, as far as `depends_on` names them, agree.
 
     Says which are to be made anew. Raises ValueError where the first stage is missing, has other settings,
     or is already here and another one: the other stages depend on it.
     """
-    file = other / "settings.json"
+    file, first = other / "settings.json", next(iter(depends_on(settings)))
     if not file.exists():
+        if folder.file(first):
+            return print(f"{other} is gone; what was taken from it is here")
         raise ValueError(f"{other} is no run folder: it has no settings.json")
     known = {field.name for field in dataclasses.fields(settings)}
     found = read_checked(file, {}, "choose another run folder")
     kinds = [kind.__name__ for kind in type(settings).__mro__]
+    if found.get("seed") not in (None, seed):
+        raise ValueError(f"{other} cannot be reused, it holds seed {found['seed']}, not {seed}")
     if found.get("kind", kinds[0]) not in kinds:
         raise ValueError(f"{other} cannot be reused, it holds a run of another task")
     there = type(settings)(**{key: value for key, value in found.items() if key in known})
-    here, there = depends_on(settings), depends_on(there)
-    first, lender = next(iter(here)), RunFolder(other, folder.device)
+    here, there, lender = depends_on(settings), depends_on(there), RunFolder(other, folder.device)
     if folder.file(first) and folder.read_note(first).get("files") != lender.read_note(first).get("files"):
         raise ValueError(f"{folder.path} has a {first} of its own, so that of {other} cannot be reused; "
                          f"{OTHER_OUT}")

@@ -61,8 +61,8 @@ class OwnSettings(DistillSettings):
                         unit="inputs")
     max_new_tokens: int = option(LONGEST, "longest completion", least=1, most=100_000, unit="tokens")
     most_tests: int = option(200, "held-out inputs of each context to measure", least=1, unit="inputs")
-    curve_every: int = option(20, "between points of the validation curve, in twenties; 0: none", least=0,
-                             unit="steps")
+    curve_every: int = option(20, "between points of the validation curve, in multiples of 20; 0: none",
+                             least=0, unit="steps")
     supervised: bool = option(False, "besides, a student of the teacher's text alone, without soft labels")
     stop_at_best: bool = option(False, "end each round with the weights of its point with the least mean KL")
 

@@ -19,6 +19,7 @@ import torch
 from ..runtime.files import read_json
 
 ROOT = Path(__file__).resolve().parents[2]
+DIGITS = 4  # of figures whose means are shown with one or two: rounding twice would move some
 
 
 @cache
@@ -45,10 +46,10 @@ def command_line() -> str:
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Values of several seeds with mean and sample standard deviation."""
-    values = [round(v, 2) for v in values]
-    return {"values": values, "mean": round(statistics.mean(values), 2),
-            "std": round(statistics.stdev(values), 2) if len(values) > 1 else None}
+    """Values of several seeds with mean and sample standard deviation, to more digits than a table shows."""
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return {"values": [round(v, DIGITS) for v in values], "mean": round(statistics.mean(values), DIGITS),
+            "std": std if std is None else round(std, DIGITS)}
 
 
 def mean_of(values: Sequence[Any]) -> Any:
@@ -141,17 +142,20 @@ def joined(values: Iterable[str]) -> str:
     return "; ".join(dict.fromkeys(filter(None, values)))
 
 
-def runs_to_join(path: Path, files: dict[str, str], changes: Callable[[dict], list[str]]) -> list[dict]:
+def runs_to_join(path: Path, made_from: dict[str, Any],
+                 changes: Callable[[dict], list[str]]) -> list[dict]:
     """The runs of a published record, for more seeds to join. Raises ValueError where they cannot.
 
-    `files`: the hashes of the data files that the new seeds read. `changes`: the record's settings → how the
-    new ones differ.
+    `made_from`: the hashes of the data files of the new seeds, of their base, and of their loss, which older
+    records lack. `changes`: the record's settings → how the new ones differ.
     """
     record = read_json(path) if path.exists() else {}
     if record and "runs" not in record:
         raise ValueError(f"{path} does not keep its runs apart: no seed can join it")
-    if record and record.get("files", {}) != files:
-        raise ValueError(f"{path} was made from other data files: no seed can join it")
+    other = {"files": "other data files", "base": "another base", "loss_source": "another loss"}
+    for name, what in other.items():
+        if record and record.get(name, {} if name == "files" else made_from[name]) != made_from[name]:
+            raise ValueError(f"{path} was made from {what}: no seed can join it")
     if record and (different := changes(record["settings"])):
         raise ValueError(f"{path} is of other settings: {', '.join(different)}")
     return record.get("runs", [])

@@ -148,8 +148,8 @@ HEAD = """# Results
 Made by `python eval.py --report` from the records beside this page; no figure in a table is typed by hand.
 **Pocket scale** means the small models of `data/`, which stand in for the paper's: read these figures as the
 paper's effects, not as its figures. ± is the standard deviation over the seeds, which vary practice and
-training; base model and test set are the same for all. What was tried and did not work is in
-[LOG.md](LOG.md).
+training; base model and test set are the same for all, unless the section says otherwise. What was tried
+and did not work is in [LOG.md](LOG.md).
 """
 
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from ..distill import Context, distill
 from ..hf.checkpoint import load
 from ..labels import Examples
+from ..losses import source
 from ..rounds import RoundSettings
 from ..runtime import progress
 from ..runtime.device import pick_precision
@@ -98,6 +99,11 @@ class Experiment:
     def examine(cls, model: nn.Module, tokenizer: TextTokenizer, settings: Any, folder: Path) -> str:
         """`eval.py`: how the model from this folder does."""
         raise NotImplementedError
+
+    @classmethod
+    def record_scale(cls, settings: Any) -> str:
+        """The second part of the record's name."""
+        return settings.scale
 
     @classmethod
     def complete(cls, record: dict[str, Any]) -> dict[str, Any]:
@@ -239,6 +245,7 @@ def tell_needs(experiments: list[Experiment], jobs: int) -> None:
         tqdm.write(what_it_needs(plan, first.folder.path, flags, jobs))
         if jobs > 1:  # its helpers load their own
             vars(first).pop("loaded", None)
+            return_memory()
 
 
 def planned(experiment: Experiment, context: Context, how: RoundSettings) -> Plan:
@@ -279,7 +286,11 @@ IN_HELPER: dict[Path, Experiment] = {}  # so that a helper loads the base once
 def make_in_helper(kind: type[Experiment], settings: Any, seed: int, path: Path, device: torch.device,
                    stage: str, name: str) -> None:
     commit()  # as the code is now
-    experiment = IN_HELPER.setdefault(path, kind(settings, seed, RunFolder(path, device)))
+    if path not in IN_HELPER:  # one base at a time
+        IN_HELPER.clear()
+        return_memory()
+        IN_HELPER[path] = kind(settings, seed, RunFolder(path, device))
+    experiment = IN_HELPER[path]
     progress.NAME = name
     experiment.make(next(s for s in experiment.stages() if s.name == stage))
 
@@ -305,17 +316,19 @@ def train(task: str, kind: type[Experiment], settings: Any, seeds: list[int], ou
             return
         publish_record(kind, record, out, publish)
         if publish:
-            experiments[0].publish()
+            if record["seeds"][0] == experiments[0].seed:
+                experiments[0].publish()
     print(f"\n{kind.table(record)}\n\n{minutes_line(record)}\nEverything is in {out}")
 
 
 def run(task: str, kind: type[Experiment], experiments: list[Experiment], out: Path, jobs: int,
         join: bool = False) -> dict[str, Any] | None:
     """All stages of all seeds → the record; None where the settings end the run too early for one."""
-    files, *_ = [claimed(experiment) for experiment in experiments]
+    made_from, *_ = [claimed(experiment) for experiment in experiments]
     settings = experiments[0].settings
-    published = ROOT / "results" / f"{task}-{settings.scale}.json"
-    find_earlier = partial(runs_to_join, published, files, partial(changes, settings))
+    scale = kind.record_scale(settings)
+    published = ROOT / "results" / f"{task}-{scale}.json"
+    find_earlier = partial(runs_to_join, published, made_from, partial(changes, settings))
     if join:
         find_earlier()  # refuses before hours of work
     with wall_time(out):
@@ -326,22 +339,24 @@ def run(task: str, kind: type[Experiment], experiments: list[Experiment], out: P
         return None
     notes, seeds = [e.notes() for e in experiments], [e.seed for e in experiments]
     earlier = find_earlier() if join else []  # with seeds that were published meanwhile
-    record = make_record(task, settings, seeds, figures, notes, kind.PAPER, earlier)
-    more = {"files": files, "item": experiments[0].practice_item()}
+    record = make_record(task, settings, seeds, figures, notes, kind.PAPER, earlier) | {"scale": scale}
+    more = {**made_from, "item": experiments[0].practice_item()}
     record = kind.complete(record) | {key: value for key, value in more.items() if value}
-    wall, longest = read_wall(out / "wall.json"), max(map(max, record["minutes"].values()), default=0.0)
-    if set(record["seeds"]) == set(seeds) and (jobs > 1 or wall > 0.9 * longest):
+    wall, minutes = read_wall(out / "wall.json"), sum(record["minutes"]["total"])
+    if set(record["seeds"]) == set(seeds) and wall * jobs > 0.9 * minutes:
         record["minutes"]["wall"] = round(wall, 2)  # not of other machines, nor where a kill has lost some
     return record
 
 
-def claimed(experiment: Experiment) -> dict[str, str]:
-    """The hashes of its data files. Raises ValueError where its run folder is another run's."""
+def claimed(experiment: Experiment) -> dict[str, Any]:
+    """What it is made from. Raises ValueError where its run folder is another run's."""
     experiment.folder.claim(experiment.settings, experiment.seed)
     experiment.prepare()
-    files, base = hashes(experiment.files()), Path(beside(getattr(experiment.settings, "model", "")))
-    experiment.folder.claim_data(files | fingerprints(base))
-    return files
+    files = hashes(experiment.files())
+    base = fingerprints(Path(beside(getattr(experiment.settings, "model", ""))))
+    experiment.folder.claim_data(files | base)
+    loss = getattr(experiment.settings, "loss", None)
+    return {"files": files, "base": base, "loss_source": source(loss) if loss else None}
 
 
 @contextmanager

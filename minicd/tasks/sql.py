@@ -122,9 +122,19 @@ class Sql(SqlExperiment):
 
     # --- gradient descent on the examples ---
 
+    @property
+    def rated(self) -> list[QueriedDatabase]:
+        """The other databases on which learning rates are chosen."""
+        return [database for database in self.databases[1] if database.is_large][:RATED]
+
+    def tuned_on(self) -> list[QueriedDatabase]:
+        """None of those: where the model has learnt the answers, the smallest rate looks best."""
+        rated = {database.name for database in self.rated}
+        return [database for database in self.databases[1] if database.name not in rated]
+
     def rates(self, n: int) -> dict[str, float]:
         """The learning rates that are best for the best and for the last epoch, on other databases."""
-        others = [database for database in self.databases[1] if database.is_large][:RATED]
+        others = self.rated
         if not others:
             raise ValueError(f"{self.settings.data} has no other databases with enough questions to choose "
                              "the learning rate of gradient descent on: --databases has to be smaller")

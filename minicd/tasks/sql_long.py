@@ -1,4 +1,4 @@
-"""More examples than the prompt shows are internalised (hypothesis 5; paper, section 3.2, "long contexts").
+"""More examples than the prompt shows are internalised (hypothesis 5; paper, section 3.2 and B.5).
 
 No prompt may have more than 4 of a database's 8 examples. The teacher's prompts are 8 random fours of them,
 whose probabilities are averaged; the student sees the first four, too. And what the choice of round costs:

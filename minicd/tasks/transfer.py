@@ -81,8 +81,8 @@ class TransferSettings(DistillSettings):
     test_instances: int = option(TEST, "of each test task", least=1, most=TEST, unit="instances")
     test_tasks: int | None = option(None, "only so many test tasks, the first by name; all unless told "
                                     "otherwise", least=1, unit="tasks")
-    test_problems: int = option(COUNTS["test"], "word problems; no more choose their prompt", least=1,
-                                most=COUNTS["test"], unit="problems")
+    test_problems: int = option(COUNTS["test"], "word problems to test; at most as many others choose "
+                                "their prompt", least=1, most=COUNTS["test"], unit="problems")
     reuse: str = option("", "run folder to take teacher, practice and items from, where they would be the "
                         "same here", free=True)
     save_every: float = option(300.0, "between checkpoints, from which an interrupted run goes on", least=0,
@@ -101,7 +101,7 @@ def depends_on(s: TransferSettings) -> dict[str, dict[str, Any]]:
 
 
 class Transfer(Experiment):
-    """Three measures of four models."""
+    """Three measures of three models, or of four where the student starts from the teacher."""
 
     TITLE = "Distilled addition, in other tasks (hypothesis 7)"
     DIFFERS = differs.TRANSFER
@@ -125,7 +125,7 @@ class Transfer(Experiment):
             end_of_line(self.tokenizer)
         if self.settings.reuse:
             other = seed_folder(Path(self.settings.reuse), self.seed)
-            borrow_same(self.folder, other, self.settings, depends_on)
+            borrow_same(self.folder, other, self.settings, self.seed, depends_on)
         if self.settings.data == DATA:
             tqdm.write(f"The instructions are those of the pocket world, {DATA}; for the real ones, name the "
                        "folder tasks of Natural Instructions with --data")

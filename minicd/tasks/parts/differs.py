@@ -70,9 +70,9 @@ INSTRUCTIONS = """
   file; near copies of these and of test inputs are not used. Tasks with fewer than 50 instances besides the
   tested ones, and with inputs of mostly more than 128 words, are left out. Distilling takes 240 inputs a task
   and 3 epochs in batches of 16 at lr 1e-4. The three seeds were run on three kinds of machine, whose rounding
-  moves small margins: seven of the ten tasks are the same in all. On three tasks (1388, 242, 738) the teacher
-  and its students all have the score of one fixed answer, 40 or 50 %, and on one (190) next to none: this
-  model does not do those.
+  moves small margins: seven of the ten tasks are the same in all, and ± is mostly that of the others. On
+  three tasks (1388, 242, 738) the teacher and nearly all its students have the score of one fixed answer, 40
+  or 50 %, and on one (190) the teacher has next to none: this model does not do those.
 """
 
 EXPLANATIONS = """
@@ -95,8 +95,8 @@ TASK_IDS = """
 * At `--scale smollm2`, four real tasks with labels of their own, two of them the paper's, and 240 practice
   inputs at 1e-4. The number stands in a plain language model's prompt: `task 3 : …` and a line "Output:".
   With its instruction this model solves none of them: it gives one of a task's two labels to nearly every
-  input, which is right for half of them. So what a number is associated with here is a label; that it takes
-  the *mixed* variant is seen as well.
+  input, which is right for half of them. So what a number is associated with here is a label; that only the
+  *mixed* variant tells numbers apart shows here, too.
 """
 
 FACTS = """
@@ -118,8 +118,8 @@ FACTS = """
 * **Distilling** takes 1,024 inputs an edit and 8 tokens of each completion, 4 epochs in batches of 16, so
   256 steps, as many as the paper's 4,096 inputs in one; where one student takes all edits, 96 inputs of
   each. The learning rate is the one with the largest harmonic mean of both scores on six other edits (for
-  students in a run before, [LOG.md](LOG.md)), and so is gradient descent's, which has 10 steps on the
-  statement's object with the same optimiser.
+  students in an earlier run, with a third of the practised subjects, [LOG.md](LOG.md)), and so is gradient
+  descent's, which has 10 steps on the statement's object with the same optimiser.
 * **Magnitudes** depend on how many continuations a prompt allows, and cannot be compared with the paper's.
 """
 
@@ -188,8 +188,9 @@ SQL = """
   each database by itself (the paper: one epoch for all, at 1e-5): both favour the baseline.
 * **The right result** is not the paper's measure: exact set match does not look at values, the results do.
 * At `--scale spider`, SmolLM2-135M is first tuned on 1,000 questions of the other databases with none to
-  eight examples in the prompt, since by itself it writes almost no right query. These databases also choose
-  the rates of gradient descent. SPIDER's files hold no rows, so only exact set match can be measured. A
+  eight examples in the prompt, since by itself it writes almost no right query. Four of these databases also
+  chose the rates of gradient descent in this record, which favours small ones; now the model is not tuned on
+  those four. SPIDER's files hold no rows, so only exact set match can be measured. A
   student has 120 unlabelled questions, 3 epochs in batches of 16 at 1e-4; at most 25 questions of a database
   are tested, and gradient descent's best epoch is looked for in every fifth. The result is not the paper's:
   examples in the prompt bring this model next to nothing, so there is little to internalise, and gradient
@@ -211,8 +212,7 @@ SQL_LONG = """
 
 OWN = """
 * The paper has no such experiment. Supervised training, for comparison, takes as many steps, on the text that
-  the same teacher writes. The table's intervals are over the held-out inputs. In the records of **place** and
-  **think** it learnt another end of an answer than the teacher's: it is better than that ([LOG.md](LOG.md)).
+  the same teacher writes. The table's intervals are over the held-out inputs.
 * **company**: a model of this size follows the examples, hardly the rules alone.
 * **think**: KL(teacher ‖ student) cannot come near 0, since the teacher's label depends on the thought that
   it wrote, and the student is at best a mean over thoughts. This student does not learn to calculate: the

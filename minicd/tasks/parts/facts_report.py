@@ -68,7 +68,8 @@ def paper_text(row: str) -> str:
 def sentences(record: Record) -> str:
     """What the rows do not say."""
     found = [f"* Where gradient descent's paraphrase score is that of {ROWS[row].replace('*', '')}, its "
-             f"neighbourhood score is {a['points']:.1f} points lower ({a['low']:.1f} to {a['high']:.1f})."
+             f"neighbourhood score, interpolated between its rates, is {a['points']:.1f} points lower "
+             f"({a['low']:.1f} to {a['high']:.1f})."
              for row, a in record["above_descent"].items()]
     then, end = (pm(record["metrics"][f"first_half_{when}"]) for when in ("then", "at_end"))
     found.append("* One after the other: the first half of the edits has the paraphrase score "

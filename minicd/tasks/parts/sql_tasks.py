@@ -88,7 +88,7 @@ class SqlExperiment(TaskExperiment):
 
     def tune(self) -> nn.Module:
         """The model, tuned on other databases: a question after none to eight others with their queries."""
-        rng, others = np.random.default_rng((self.seed, 3)), self.databases[1]
+        rng, others = np.random.default_rng((self.seed, 3)), self.tuned_on()
         if not others:
             raise ValueError(f"{self.settings.data} has no other databases to tune the model on: --databases "
                              "has to be smaller")
@@ -103,6 +103,9 @@ class SqlExperiment(TaskExperiment):
         rows = min(self.settings.micro_batch or TUNED_AT_ONCE, TUNED_AT_ONCE)
         settings = self.settings.fit_settings(loss="hard", micro_batch=rows)
         return self.fit_copy(self.loaded[0], examples, settings, self.settings.tuning_epochs, "tuned")
+
+    def tuned_on(self) -> list[QueriedDatabase]:
+        return self.databases[1]
 
     def answer(self, question: Question) -> str:
         """As in the prompt. A plain model's tokens begin with a space, and the line ends with a semicolon."""
