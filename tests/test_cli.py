@@ -594,13 +594,17 @@ def weights_of(folder: Path) -> bytes:
 
 
 def test_a_loss_that_needs_other_labels_practises_anew(finished, base, tmp_path, cli, capsys):
-    out = tmp_path / "exact"
-    cli("train", *flags(base, out, scratchpad="nye", reuse=finished[0], loss="exact", practice_questions=100))
+    out, lender = tmp_path / "exact", shutil.copytree(finished[0], tmp_path / "lender")
+    command = flags(base, out, scratchpad="nye", reuse=lender, loss="exact", practice_questions=100)
+    cli("train", *command)
     said = capsys.readouterr().out
     assert "practice is made anew: practice_questions 300 there, 100 here, labels 'sampled' there, 'exact' here" in said
     assert weights_of(out / "teacher") == weights_of(finished[0] / "teacher")
     assert Examples.load(out / "practice.safetensors").labels.kind == "exact"
     assert 0 <= read(out / "practice_figures.json")["practice_dropped"] <= 100
+    shutil.rmtree(lender)
+    cli("train", *command)  # all that it took is there
+    assert f"{lender} is gone; what was taken from it is here" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("changes, sentence", [
@@ -611,6 +615,8 @@ def test_a_run_with_another_teacher_is_not_reused(finished, base, tmp_path, refu
     settings = {"scratchpad": "nye", "reuse": finished[0], **changes}
     assert sentence in refused("train", *flags(base, tmp_path / "out", **settings))
     assert "is no run folder: it has no settings.json" in refused("train", *flags(base, tmp_path / "x", reuse=tmp_path))
+    said = refused("train", *flags(base, tmp_path / "y", reuse=finished[0] / "seed-1", scratchpad="nye"))
+    assert "it holds seed 1, not 0" in said
 
 
 def test_too_many_test_questions_are_refused_before_anything_is_trained(base, tmp_path, refused):

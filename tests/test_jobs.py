@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from minicd.runtime.jobs import cores, helpers, later_interrupts, usual_jobs
+from minicd.runtime.lock import one_writer
 from minicd.runtime.memory import THRESHOLDS_SET, glibc, keep_memory, return_memory
 
 
@@ -124,6 +125,19 @@ def test_after_an_error_the_other_helpers_note_their_time(tmp_path, on_interrupt
             time.sleep(0.05)
         raise ValueError("another stage")
     assert (tmp_path / "noted").exists()
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+    ended = multiprocessing.get_context("spawn").Process(target=shout, args=("",))
+    ended.start()
+    ended.join()
+    gone, ours, other = (tmp_path / "seed-1" / name for name in (
+        f".student.safetensors.{ended.pid}.tmp", f".student.safetensors.{os.getpid()}.tmp", ".teacher.tmp"))
+    gone.parent.mkdir()
+    for path in (gone, ours, other):
+        path.touch()
+    with one_writer(tmp_path):
+        assert not gone.exists() and ours.exists() and other.exists()
 
 
 def test_memory_is_kept_unless_the_environment_says_how(monkeypatch):

@@ -155,9 +155,10 @@ and did not work is in [LOG.md](LOG.md).
 
 def results_page(results: Path, sections: dict[str, tuple[str, Callable[[Record], str], str]]) -> str:
     """results/README.md. `sections`: a record's name → title, function that shows it, what differs."""
-    parts = [HEAD]
+    parts, titles = [HEAD], [title for title, *_ in sections.values()]
     for stem, (title, show, differs) in sections.items():
         if (results / f"{stem}.json").exists():
+            title += f": {stem.partition('-')[2]}" * (titles.count(title) > 1)
             image = f"![{title}]({stem}.png)" if (results / f"{stem}.png").exists() else ""
             differs = f"What differs from the paper:\n\n{differs.strip()}" if differs else ""
             path = results / f"{stem}.json"
