@@ -78,7 +78,7 @@ def finished_students(run: Path) -> list[Path]:
 
 
 def run_of(folder: Path) -> Path:
-    """The run folder in which a model is. Where a folder has other seeds than 0 alone, its first seed's."""
+    """The run folder in which a model is. Where a folder has only seeds other than 0, that of one of them."""
     files = (file for place in [folder, *folder.parents[:3]]
              for file in [place / "settings.json", *sorted(place.glob("seed-*/settings.json"))])
     return next((file.parent for file in files if file.exists()), folder.parent)

@@ -604,7 +604,7 @@ def test_a_loss_that_needs_other_labels_practises_anew(finished, base, tmp_path,
     assert 0 <= read(out / "practice_figures.json")["practice_dropped"] <= 100
     shutil.rmtree(lender)
     cli("train", *command)  # all that it took is there
-    assert f"{lender} is gone; what was taken from it is here" in capsys.readouterr().out
+    assert f"{lender} is gone: what is finished here stays" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("changes, sentence", [

@@ -50,6 +50,7 @@ def on_interrupt():
 def test_helpers_work_and_their_errors_arrive(on_interrupt, monkeypatch):
     on_interrupt(signal.default_int_handler)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)  # of this process; its helpers have their own
+    monkeypatch.setattr("minicd.runtime.jobs.cores", lambda: 8)
     with helpers(2) as submit:
         first, second = submit(shout, "one"), submit(shout, "two")
         assert (first.result(), second.result()) == ("ONE", "TWO")
@@ -97,7 +98,7 @@ def test_a_second_interrupt_leaves_no_helper_behind(on_interrupt, monkeypatch):
 
 
 def test_as_many_jobs_as_cores(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 2, 5}, raising=False)
+    monkeypatch.setattr("minicd.runtime.jobs.cores", lambda: 3)
     assert usual_jobs(torch.device("cpu")) == 3 and usual_jobs(torch.device("cuda")) == 1
 
 
@@ -117,13 +118,18 @@ def at_work(folder: Path) -> None:
         (folder / "noted").touch()
 
 
+def fail_beside(folder: Path) -> None:
+    while not (folder / "began").exists():
+        time.sleep(0.05)
+    raise ValueError("another stage")
+
+
 def test_after_an_error_the_other_helpers_note_their_time(tmp_path, on_interrupt):
+    """Here one helper is at work when the block is left, and one is not."""
     on_interrupt(signal.default_int_handler)
     with pytest.raises(ValueError, match="another stage"), helpers(2) as submit:
         submit(at_work, tmp_path)
-        while not (tmp_path / "began").exists():
-            time.sleep(0.05)
-        raise ValueError("another stage")
+        submit(fail_beside, tmp_path).result()
     assert (tmp_path / "noted").exists()
 
 

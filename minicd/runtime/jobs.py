@@ -43,7 +43,8 @@ def helpers(jobs: int) -> Iterator[Callable[..., Future]]:
     A future raises what its function raised, or ValueError where the helper was killed.
     """
     context = multiprocessing.get_context("spawn")
-    threads, line, lock = max(1, torch.get_num_threads() // jobs), context.Value("i", 0), context.RLock()
+    threads = max(1, min(torch.get_num_threads(), cores()) // jobs)
+    line, lock = context.Value("i", 0), context.RLock()
     tqdm.set_lock(lock)
     pool = ProcessPoolExecutor(jobs, context, begin, (threads, line, lock))
     try:
@@ -59,8 +60,8 @@ def helpers(jobs: int) -> Iterator[Callable[..., Future]]:
 
 def end_all(helpers: list) -> None:
     """As by Ctrl-C, which at a terminal has told them already: first they note their time."""
-    for helper in helpers:
-        with suppress(ProcessLookupError):
+    for helper in helpers if os.name == "posix" else ():  # elsewhere this would kill
+        with suppress(OSError):
             os.kill(helper.pid, signal.SIGINT)
     end = time.monotonic() + PATIENCE
     for helper in helpers:
@@ -136,11 +137,14 @@ def work(function: Callable, *arguments: Any) -> Any:
 
 
 def interrupt(number: int, frame: Any) -> None:
-    """Ctrl-C reaches every process of the terminal: a helper without work just ends. Once is enough."""
-    if not BUSY:
-        os._exit(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise KeyboardInterrupt
+    """Ctrl-C reaches every process of the terminal. Once is enough.
+
+    A helper without work is ended by its pool: if it ended by itself, the pool would kill the others, which
+    still note their time.
+    """
+    if BUSY:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
 
 
 def end_with_parent() -> None:

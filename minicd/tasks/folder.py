@@ -207,13 +207,14 @@ def borrow_same(folder: RunFolder, other: Path, settings: Any, seed: int,
                 depends_on: Callable[[Any], dict[str, dict[str, Any]]]) -> None:
     """Copy the finished stages of another run whose settings, as far as `depends_on` names them, agree.
 
-    Says which are to be made anew. Raises ValueError where the first stage is missing, has other settings,
-    or is already here and another one: the other stages depend on it.
+    Says which are to be made anew. Raises ValueError where the first stage is missing, has other settings or
+    another seed, or is already here and another one: the other stages depend on it. Where it is here and that
+    run is gone, this one goes on.
     """
     file, first = other / "settings.json", next(iter(depends_on(settings)))
     if not file.exists():
         if folder.file(first):
-            return print(f"{other} is gone; what was taken from it is here")
+            return print(f"{other} is gone: what is finished here stays, the rest is made here")
         raise ValueError(f"{other} is no run folder: it has no settings.json")
     known = {field.name for field in dataclasses.fields(settings)}
     found = read_checked(file, {}, "choose another run folder")

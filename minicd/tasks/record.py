@@ -58,7 +58,7 @@ def mean_of(values: Sequence[Any]) -> Any:
         return by_key(values, mean_of)
     if isinstance(values[0], (list, tuple)):
         return [mean_of(entries) for entries in zip(*values)]
-    return round(statistics.mean(values), 2)
+    return round(statistics.mean(values), DIGITS)
 
 
 def by_key(seeds: Sequence[dict[str, Any]], sum_up: Callable[[list], Any]) -> dict[str, Any]:

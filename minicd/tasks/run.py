@@ -172,7 +172,7 @@ class Experiment:
         return shortened(self.folder.get("example")) if self.folder.file("example") else ""
 
     def publish(self) -> None:
-        """Called after the last stage where --publish is given, besides writing the record into results/."""
+        """Called for a record's first seed where --publish is given, besides writing it into results/."""
 
     # --- the frame ---
 
@@ -220,6 +220,7 @@ def make_all(experiments: list[Experiment], jobs: int) -> None:
                 experiment.tell(stage)
     tell_needs(experiments, jobs)
     if jobs > 1:
+        return_memory()  # of the base that it looked at: helpers load their own
         side_by_side(experiments, jobs)
         return
     while work := next(((e, s) for e in experiments for s in e.waiting()), None):
@@ -243,9 +244,8 @@ def tell_needs(experiments: list[Experiment], jobs: int) -> None:
         plan = planned(first, *found)
         flags = [flag(field) for field in fields(first.settings)]
         tqdm.write(what_it_needs(plan, first.folder.path, flags, jobs))
-        if jobs > 1:  # its helpers load their own
+        if jobs > 1:
             vars(first).pop("loaded", None)
-            return_memory()
 
 
 def planned(experiment: Experiment, context: Context, how: RoundSettings) -> Plan:
@@ -280,7 +280,7 @@ def side_by_side(experiments: list[Experiment], jobs: int) -> None:
                 experiment.tell(stage)
 
 
-IN_HELPER: dict[Path, Experiment] = {}  # so that a helper loads the base once
+IN_HELPER: dict[Path, Experiment] = {}  # so that a helper loads the base once while it stays with a seed
 
 
 def make_in_helper(kind: type[Experiment], settings: Any, seed: int, path: Path, device: torch.device,
@@ -315,9 +315,9 @@ def train(task: str, kind: type[Experiment], settings: Any, seeds: list[int], ou
             print(f"stopped after the stage {settings.until}, as asked")
             return
         publish_record(kind, record, out, publish)
-        if publish:
-            if record["seeds"][0] == experiments[0].seed:
-                experiments[0].publish()
+        for experiment in experiments:
+            if publish and experiment.seed == record["seeds"][0]:
+                experiment.publish()
     print(f"\n{kind.table(record)}\n\n{minutes_line(record)}\nEverything is in {out}")
 
 
@@ -331,7 +331,7 @@ def run(task: str, kind: type[Experiment], experiments: list[Experiment], out: P
     find_earlier = partial(runs_to_join, published, made_from, partial(changes, settings))
     if join:
         find_earlier()  # refuses before hours of work
-    with wall_time(out):
+    with wall_time(out, jobs):
         make_all(experiments, jobs)
     check_finished(experiments)  # also those which an unfinished one had hidden
     figures = [experiment.figures() for experiment in experiments]
@@ -342,8 +342,8 @@ def run(task: str, kind: type[Experiment], experiments: list[Experiment], out: P
     record = make_record(task, settings, seeds, figures, notes, kind.PAPER, earlier) | {"scale": scale}
     more = {**made_from, "item": experiments[0].practice_item()}
     record = kind.complete(record) | {key: value for key, value in more.items() if value}
-    wall, minutes = read_wall(out / "wall.json"), sum(record["minutes"]["total"])
-    if set(record["seeds"]) == set(seeds) and wall * jobs > 0.9 * minutes:
+    wall, most = read_wall(out / "wall.json")
+    if set(record["seeds"]) == set(seeds) and wall * most > 0.9 * sum(record["minutes"]["total"]):
         record["minutes"]["wall"] = round(wall, 2)  # not of other machines, nor where a kill has lost some
     return record
 
@@ -360,21 +360,25 @@ def claimed(experiment: Experiment) -> dict[str, Any]:
 
 
 @contextmanager
-def wall_time(out: Path) -> Iterator[None]:
+def wall_time(out: Path, jobs: int) -> Iterator[None]:
     """Add the minutes spent inside to those in wall.json, even when interrupted."""
-    before, start = read_wall(out / "wall.json"), time.monotonic()
+    (before, most), start = read_wall(out / "wall.json"), time.monotonic()
     try:
         yield
     finally:
-        write_checked(out / "wall.json", {"minutes": before + (time.monotonic() - start) / 60})
+        minutes = before + (time.monotonic() - start) / 60
+        write_checked(out / "wall.json", {"minutes": minutes, "jobs": max(jobs, most)})
 
 
-def read_wall(file: Path) -> float:
-    """Raises ValueError where it is damaged."""
+def read_wall(file: Path) -> tuple[float, int]:
+    """Minutes, and the most stages at a time. Raises ValueError where it is damaged."""
     if not file.exists():
-        return 0.0
+        return 0.0, 1
     old = read_json(file, advice=(advice := "delete it to count from zero"))
-    return old if is_number(old) else read_checked(file, NOTE, advice, has="minutes").get("minutes", 0.0)
+    if is_number(old):
+        return old, 1
+    found = read_checked(file, NOTE | {"jobs": int}, advice, has="minutes")
+    return found["minutes"], found.get("jobs", 1)
 
 
 def publish_record(kind: type[Experiment], record: dict[str, Any], out: Path, publish: bool) -> None:

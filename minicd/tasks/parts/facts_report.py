@@ -19,8 +19,8 @@ TABLE_5 = {"before": (34, -3, 80, 4), "teacher": (73, 29, 58, 8), "after": (79, 
            "rome": (89, 33, 74, 4), "mend": (65, 12, 38, -12)}
 CHOSEN = {"shape": "prompt:", "lr": "student, rate", "descent_lr": "gradient descent, rate"}
 PROMPTS = {"statement": "the new fact", "nothing_else": "… and that nothing else changes",
-           "neighbours": "… and true sentences on other subjects", "demonstrated": "… and the new fact in use",
-           "explained": "… and why each holds"}
+           "neighbours": "… and true sentences on other subjects",
+           "demonstrated": "… and the new fact in use", "explained": "… and why each holds"}
 RESAMPLED = 2000  # times, for the interval of a point beside a curve
 
 
@@ -57,7 +57,8 @@ def show(record: Record) -> str:
             for row, title in ROWS.items() if row in edits]
     rows += [[row.upper(), "", "", "", "", paper_text(row)] for row in ("rome", "mend")]
     by_rate = [[f"rate {rate}", *cells(list(points.values()))] for rate, points in descents.items()]
-    tried = [[f"{CHOSEN[name]} {PROMPTS.get(value, value)}", *(f"{x:.1f}" for x in four), f"{balance([four]):.1f}"]
+    tried = [[f"{CHOSEN[name]} {PROMPTS.get(value, value)}",
+              *(f"{x:.1f}" for x in four), f"{balance([four]):.1f}"]
              for name, values in record["on_others"].items() for value, four in values.items()]
     on_others = [table(["on other edits", *HEAD, "harmonic mean of scores"], tried)] if tried else []
     intro = f"{len(edits['before'])} edits, %, with 95 % intervals over them, {seeds_of(record)}"
