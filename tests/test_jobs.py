@@ -115,6 +115,7 @@ def at_work(folder: Path) -> None:
         (folder / "began").touch()
         time.sleep(300)
     finally:
+        time.sleep(1)  # a step goes on for a while
         (folder / "noted").touch()
 
 
