@@ -135,3 +135,9 @@ def test_a_built_database_is_closed_to_writing(farm):
 def test_rows_that_do_not_fit(rows, problem):
     with pytest.raises(ValueError, match=f"^{problem}"):
         build_database(SCHEMA, rows)
+
+
+def test_a_table_that_cannot_be_made_is_named():
+    named = ["a\0b" if name == "Animal" else name for name in SCHEMA["table_names_original"]]
+    with pytest.raises(ValueError, match="the table 'a.x00b' cannot be made"):
+        build_database({**SCHEMA, "table_names_original": named}, {})

@@ -301,7 +301,7 @@ def test_a_prompt_is_chosen_by_validation_and_shows_no_tested_problem(tmp_path):
     assert all(f"{p.text}\nOutput: {p.a} + {p.b} = {p.a + p.b}\n" in prompts["sums"](text) for p in shown)
     assert transfer_eval.best_prompt({"plain": 1.0, "definition": 3.5, "plain_examples": 2.0}) == "definition"
     settings = transfer_eval.TransferEval()
-    assert transfer_eval.prompt_of(tmp_path, settings) == "definition_and_examples"
+    assert transfer_eval.prompt_of(tmp_path, settings) == "sums"
     (tmp_path / "problem_prompt.json").write_text(json.dumps({"plain": 5.0, "definition": 3.5}))
     assert transfer_eval.prompt_of(tmp_path, settings) == "plain"
     assert transfer_eval.prompt_of(tmp_path, transfer_eval.TransferEval(problem_prompt="definition")) == "definition"
@@ -311,7 +311,7 @@ def test_a_question_is_asked_in_its_form(monkeypatch):
     asked, settings = scripted(monkeypatch, " 46"), transfer_eval.TransferEval()
     assert transfer_eval.ask(None, byte_tokenizer(), "12 + 34", settings) == "46" and asked == [student_prompt("1 2 + 3 4")]
     transfer_eval.ask(None, byte_tokenizer(), "Ada has 2 cups + 3 spoons. How many?", settings)
-    assert asked[1].startswith("Definition: Solve the problem") and asked[1].endswith("Ada has 2 cups + 3 spoons. How many?\nOutput:")
+    assert asked[1].startswith("Definition: Read the problem. Write the sum") and asked[1].endswith("Ada has 2 cups + 3 spoons. How many?\nOutput:")
 
 
 def test_a_weak_teacher_is_not_distilled(tmp_path):

@@ -1,7 +1,7 @@
 """Execution accuracy: queries that a model wrote, run on a real SQLite database in memory.
 
 Such a query is data, not trusted code. An authorizer lets it only read the database's own tables and call
-functions that depend on nothing else; SQLite's limits bound the length of texts and the number of clauses;
+functions that depend on nothing else but the clock; SQLite's limits bound the length of texts and the number of clauses;
 and a count of steps ends what runs too long. A clock is behind the count, for queries of slow steps.
 """
 
@@ -83,7 +83,10 @@ def definitions(schema: dict, table: int) -> list[str]:
 
 
 def fill(connection: sqlite3.Connection, table: str, columns: list[str], rows: Sequence[Sequence]) -> None:
-    connection.execute(f"CREATE TABLE {quoted(table)} ({', '.join(columns)})")
+    try:
+        connection.execute(f"CREATE TABLE {quoted(table)} ({', '.join(columns)})")
+    except (sqlite3.Error, ValueError) as error:
+        raise ValueError(f"the table {table!r} cannot be made: {error}") from None
     insert = f"INSERT INTO {quoted(table)} VALUES ({', '.join('?' * len(columns))})"
     for number, row in enumerate(rows, 1):
         try:

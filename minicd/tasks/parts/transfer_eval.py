@@ -53,6 +53,9 @@ def problem_task(definition: str, shown: list[tuple[str, str]]) -> NITask:
     return NITask("word_problems", definition, examples, [], [], [])
 
 
+USUAL_PROMPT = "sums"  # of word problems, where no run has chosen one
+
+
 def problem_prompts() -> dict[str, Template]:
     """The prompts from which validation chooses: with and without examples, instructions or plain text.
 
@@ -139,15 +142,15 @@ class TransferEval(EvalSettings):
     max_digits: int | None = option(None, "longest operands; as in the run, or 8", least=2, most=18,
                                     unit="digits")
     questions: int = option(1000, "unseen additions", least=1, most=10**6)
-    problem_prompt: str | None = option(None, "of word problems; as the run chose, to --ask two examples",
-                                        choices=tuple(problem_prompts()))
+    problem_prompt: str | None = option(None, "of word problems; as the run chose, or to --ask and outside of "
+                                        f"runs {USUAL_PROMPT}", choices=tuple(problem_prompts()))
 
 
 def prompt_of(run: Path, settings: TransferEval) -> str:
     """The name of the prompt of word problems: as said, or as the run chose it."""
     chosen = run / "problem_prompt.json"
     if settings.problem_prompt or not chosen.exists():
-        return settings.problem_prompt or "definition_and_examples"
+        return settings.problem_prompt or USUAL_PROMPT
     return best_prompt(read_json(chosen, advice="say --problem-prompt"))
 
 
@@ -162,7 +165,7 @@ def ask(model: nn.Module, tokenizer: TextTokenizer, question: str, settings: Tra
     if len(sides) == 2 and all(side.isascii() and side.isdigit() for side in sides):
         prompt = student_prompt(" + ".join(" ".join(side) for side in sides))
     else:
-        prompt = problem_prompts()[settings.problem_prompt or "definition_and_examples"](question)
+        prompt = problem_prompts()[settings.problem_prompt or USUAL_PROMPT](question)
     tell_unknown_words(tokenizer, prompt)
     longest = settings.max_new_tokens or LONGEST_ANSWER
     return complete(model, tokenizer, [prompt], longest, settings.precision)[0].strip()
