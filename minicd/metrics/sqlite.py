@@ -1,8 +1,9 @@
 """Execution accuracy: queries that a model wrote, run on a real SQLite database in memory.
 
 Such a query is data, not trusted code. An authorizer lets it only read the database's own tables and call
-functions that depend on nothing else but the clock; SQLite's limits bound the length of texts and the number of clauses;
-and a count of steps ends what runs too long. A clock is behind the count, for queries of slow steps.
+functions that depend on nothing else but the clock; SQLite's limits bound the length of texts and the
+number of clauses; and a count of steps ends what runs too long. A clock is behind the count, for queries of
+slow steps.
 """
 
 from __future__ import annotations

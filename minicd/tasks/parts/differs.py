@@ -139,7 +139,8 @@ CONTROL = """
 * **The judge** is naive Bayes on words and pairs of words instead of GPT-3, and sees the completion alone;
   one without a word that it knows is neither good nor bad. Its form (weight of pairs, smoothing) was chosen
   by cross-validation on the labelled film sentences of the UCI collection, so that its accuracy there is
-  slightly favoured: 82 % there, 78.5 % on those held out, where 80 % was the aim. Where it is trained on the model's own texts, it may share the model's idea of praise.
+  slightly favoured: 82 % there, 78.5 % on those held out, where 80 % was the aim. Where it is trained on the
+  model's own texts, it may share the model's idea of praise.
 * **Diversity**: the paper has an entropy and a Rouge-L without their definitions; ours are of all completions
   of a test set together, and depend on their number, which is the same for the three rows.
 * **Forgetting**, which the paper does not measure here, is the KL of the base to the student on texts that

@@ -108,7 +108,7 @@ def load_databases(folder: Path) -> list[QueriedDatabase]:
     rows = read_json(path) if path.exists() else {}
     if not isinstance(rows, dict) or not all(isinstance(tables, dict) for tables in rows.values()):
         raise ValueError(f"{path} does not hold the rows of each table of each database by name")
-    if path.exists() and (bare := [name for name in asked if not rows.get(name)]):  # its results would be lost
+    if path.exists() and (bare := [name for name in asked if not rows.get(name)]):
         raise ValueError(f"{path} has no rows of {bare[0]}, which has questions")
     databases = [QueriedDatabase(schemas[name], list(found.values()), rows.get(name))
                  for name, found in asked.items()]
