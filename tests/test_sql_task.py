@@ -309,10 +309,16 @@ def test_too_few_databases(model, tmp_path):
 # --- eval.py, real files ---
 
 
-def test_a_model_can_be_asked_and_examined(model, tmp_path):
+def test_a_model_can_be_asked_and_examined(model, tmp_path, monkeypatch):
     net, tokenizer = load(model)
     data = str(small_data(tmp_path))
-    assert isinstance(sql_eval.ask(net, tokenizer, "largest fnep", SqlEval(data=data, max_new_tokens=3)), str)
+    first, asked = load_databases(tmp_path)[0], []
+    with monkeypatch.context() as patch:
+        patch.setattr(sql_eval, "generate", lambda model, prompts, *_, **__: asked.extend(prompts) or [tokenizer.encode("select")[:1]])
+        for seed, shots in ((0, 0), (3, 4)):
+            assert sql_eval.ask(net, tokenizer, "largest fnep", SqlEval(data=data, shots=shots, seed=seed)) == "select"
+            assert asked.pop() == tokenizer.encode(first.prompt(first.draw(seed)[0][:shots])("largest fnep"))
+    assert sql_eval.ask(net, tokenizer, "largest fnep", SqlEval(data=data, max_new_tokens=3)) is not None
     name = load_databases(tmp_path)[1].name
     said = sql_eval.examine(net, tokenizer, SqlEval(data=data, database=name, test_instances=2, max_new_tokens=3), model)
     assert [line.split(":")[0] for line in said.splitlines()] == [f"{name}, {n} examples" for n in (0, 4, 8)]

@@ -159,6 +159,8 @@ class SqlEval(EvalSettings):
     max_new_tokens: int | None = option(None, f"longest query; as in the run, or {LONGEST} tokens",
                                         least=1, most=4096)
     plain: bool | None = option(None, PLAIN + "; as in the run, unless given")
+    shots: int = option(0, "in the prompt of --ask", least=0, most=max(SHOTS), unit="examples")
+    seed: int | None = option(None, "whose examples are shown; as in the run, or 0", least=0, most=2**32 - 1)
 
 
 def chosen(settings: SqlEval) -> list[QueriedDatabase]:
@@ -173,10 +175,11 @@ def chosen(settings: SqlEval) -> list[QueriedDatabase]:
 
 
 def ask(model: nn.Module, tokenizer: TextTokenizer, question: str, settings: SqlEval) -> str:
-    """`eval.py --ask QUESTION`: the query, without examples in the prompt."""
+    """`eval.py --ask QUESTION`: the query."""
     if settings.plain:
         end_with_line(model, tokenizer)
-    prompt = chosen(settings)[0].prompt()(question)
+    database = chosen(settings)[0]
+    prompt = database.prompt(database.draw(settings.seed or 0)[0][: settings.shots])(question)
     tell_unknown_words(tokenizer, prompt)
     return tokenizer.decode(generate(model, [tokenizer.encode(prompt)], settings.max_new_tokens or LONGEST,
                                      temperature=0, precision=settings.precision)[0])
@@ -188,7 +191,7 @@ def examine(model: nn.Module, tokenizer: TextTokenizer, settings: SqlEval, folde
         end_with_line(model, tokenizer)
     lines = []
     for database in chosen(settings):
-        examples, _ = database.draw(0)
+        examples, _ = database.draw(settings.seed or 0)
         for n in (0, *SHOTS):
             found = score(model, tokenizer, database, database.prompt(examples[:n]), settings, database.name)
             lines.append(f"{database.name}, {n} examples: "
