@@ -47,7 +47,8 @@ def identity(completion: list[int]) -> slice:
     return slice(None)
 
 
-everything = identity
+everything = identity  # its name in contexts files
+KINDS = ("sampled", "top", "exact")  # of labels; another is a branch of `soft_labels`
 
 
 @dataclass
@@ -64,6 +65,8 @@ class PracticeSettings:
 
     def __post_init__(self):
         at_least_one(self, "label_samples", "label_top", "max_new_tokens", "chunk")
+        if self.labels not in KINDS:
+            raise ValueError(f"labels {self.labels!r} are unknown; known: {', '.join(KINDS)}")
 
 
 class NoAnswers(ValueError):
@@ -77,7 +80,7 @@ def practice(teacher: nn.Module, tokenizer: TextTokenizer, context: Context, n: 
 
     With `folder`, finished chunks are kept there and a rerun resumes after the last one. Items without an
     extractable answer are dropped, so the result may have fewer than n examples. Raises NoAnswers where less
-    than a tenth of a chunk has an answer, ValueError where n < 1 or a chunk is of another practice.
+    than a tenth of a whole chunk has an answer, ValueError where n < 1 or a chunk is of another practice.
     """
     if n < 1:
         raise ValueError(f"practice on {n} inputs: at least 1 is needed")
@@ -256,8 +259,6 @@ def soft_labels(logits: Tensor, settings: PracticeSettings, generator: torch.Gen
     """Logits [M, V] → M labels of the kind that `settings.labels` names."""
     if settings.labels == "sampled":
         return SoftLabels.sample(logits, settings.label_samples, generator)
-    if settings.labels not in ("top", "exact"):
-        raise ValueError(f"labels {settings.labels!r} are unknown; known: sampled, top, exact")
     return SoftLabels.top(logits, settings.label_top if settings.labels == "top" else 0)
 
 

@@ -182,7 +182,7 @@ def likeliest(logits: Tensor, k: int = 0) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class Examples:
-    """What `fit` trains on: N prompts, N answers with stop token, and a soft label for every answer token."""
+    """What `fit` trains on: N prompts, N answers, mostly with stop token, and a soft label for each token."""
 
     prompts: Ragged
     answers: Ragged
@@ -191,7 +191,7 @@ class Examples:
 
     @classmethod
     def hard(cls, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Examples:
-        """Plain supervised examples: the answer's own tokens are the labels."""
+        """Plain supervised examples: the answer's own tokens are the labels, its stop token, too."""
         ragged = Ragged.of(answers)
         return cls(Ragged.of(prompts), ragged, SoftLabels.one_hot(ragged.values))
 
@@ -216,7 +216,7 @@ class Examples:
 
     @property
     def digest(self) -> int:
-        """A checksum of everything: a run resumes only on the examples that it began with."""
+        """A checksum of all but the inputs: a run resumes only on the examples that it began with."""
         fields = (self.prompts.values, self.prompts.starts, self.answers.values, self.answers.starts,
                   self.labels.ids.values, self.labels.ids.starts, self.labels.weights)
         return functools.reduce(lambda crc, field: zlib.crc32(field.contiguous().numpy(), crc), fields, 0)

@@ -50,7 +50,8 @@ def rounds(model: nn.Module, tokenizer: TextTokenizer, schedule: Sequence[Sequen
     every 20 steps, as in `distill`. With lora_rank, the student shares embeddings and norms with `model`:
     copy it before you train it in another way.
     Raises ValueError where the schedule or a round is empty, or the folder another run's, and what `practice`
-    and `fit` raise.
+    and `fit` raise. A finished round is known by settings, loss, seed and its number of contexts alone: after
+    editing one, choose another folder.
     """
     if not schedule or not all(schedule):
         raise ValueError("the schedule has no round, or a round without a context")
@@ -125,6 +126,7 @@ class OnPolicy:
             check_on_policy(each)
         self.student, self.teacher, self.tokenizer = student, teacher, tokenizer
         self.settings, self.steps, self.batch_size, self.seed = settings, steps, batch_size, seed
+        self.label_kind = settings.labels
 
     def __len__(self) -> int:
         return self.steps

@@ -22,7 +22,7 @@ from .runtime.muon import Muon
 from .runtime.products import chosen_products, fastest
 from .runtime.progress import bar
 from .labels import Examples, LabelBatch
-from .losses import find_loss, mean_over_tokens, source
+from .losses import check_labels, find_loss, mean_over_tokens, source
 
 OPTIMISERS = ("adamw", "muon")
 CHECK_EVERY = 20  # steps between checks of the loss, since each check waits for the device
@@ -282,6 +282,8 @@ def fit(model: nn.Module, batches: BatchSource, settings: FitSettings, *, seed: 
     every CHECK_EVERY steps and at the last.
     Raises FloatingPointError on a non-finite loss, ValueError for a damaged or another run's checkpoint.
     """
+    if kind := getattr(batches, "label_kind", None):
+        check_labels(settings.loss, kind)
     set_dropout(model, settings.dropout)
     with adapters(model, settings.lora_rank, seed), checkpointed_blocks(model, settings.checkpointing):
         run = Run(model.train(), settings, len(batches), seed, checkpoint,

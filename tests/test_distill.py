@@ -214,6 +214,11 @@ def test_settings_out_of_range(name):
         PracticeSettings(**{name: 0})
 
 
+def test_an_unknown_kind_of_label_is_refused_at_once():
+    with pytest.raises(ValueError, match="labels 'sample' are unknown; known: sampled, top, exact"):
+        PracticeSettings(labels="sample")
+
+
 OTHERS = {"seed": dict(seed=2), "settings": dict(settings=replace(SETTINGS, labels="top")), "items": dict(n=30),
           "teacher": dict(teacher=lambda x: f"teacher {x}"), "student": dict(student=lambda x: f"student twice {x}"),
           "extract": dict(extract=lambda y: slice(0, 2)), "inputs": dict(inputs=lambda n, rng: letters(n, rng))}

@@ -604,6 +604,9 @@ def test_a_folder_from_before_checksums_is_read(settings, copy, capsys):
     assert "is missing" not in capsys.readouterr().out
     again = read(copy / "record.json")
     assert again["metrics"] == before["metrics"] and again["minutes"]["wall"] >= before["minutes"]["wall"]
+    (copy / "wall.json").unlink()  # as where a kill has lost it
+    train("next", Next, settings, SEEDS, copy, CPU)
+    assert "wall" not in read(copy / "record.json")["minutes"]
     (copy / "notes" / "student.json").unlink()
     train("next", Next, settings, SEEDS, copy, CPU)
     assert f"{copy / 'notes' / 'student.json'} is missing: the record lacks" in capsys.readouterr().out

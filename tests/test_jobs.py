@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from minicd.runtime import jobs
 from minicd.runtime.jobs import cores, helpers, later_interrupts, usual_jobs
 from minicd.runtime.lock import one_writer
 from minicd.runtime.memory import THRESHOLDS_SET, glibc, keep_memory, return_memory
@@ -132,6 +133,15 @@ def test_after_an_error_the_other_helpers_note_their_time(tmp_path, on_interrupt
         submit(at_work, tmp_path)
         submit(fail_beside, tmp_path).result()
     assert (tmp_path / "noted").exists()
+
+
+def test_no_work_begins_after_ctrl_c(monkeypatch):
+    """It may come while a helper loads, or between two pieces of work."""
+    monkeypatch.setattr(jobs, "ENDING", False)
+    assert jobs.work(shout, "one") == "ONE"
+    jobs.interrupt(signal.SIGINT, None)
+    with pytest.raises(KeyboardInterrupt):
+        jobs.work(shout, "two")
 
 
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path):

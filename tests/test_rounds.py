@@ -262,6 +262,12 @@ def test_on_policy_training_brings_the_student_to_the_teacher(base):
     assert judged(student, base, ONE) < 0.6 * judged(base, base, ONE)
 
 
+def test_on_policy_labels_must_suit_the_loss(base):
+    drawn = OnPolicy(base, base, TOKENIZER, ONE, PracticeSettings(max_new_tokens=2), steps=1, batch_size=2)
+    with pytest.raises(ValueError, match="the loss 'reverse' needs exact or top-k labels, but these are sampled"):
+        fit(deepcopy(base), drawn, FitSettings(loss="reverse", batch_size=2, precision="fp32"))
+
+
 def test_on_policy_needs_the_identity_extractor(base):
     cutting = context("one", extract=lambda y: slice(0, 1))
     with pytest.raises(ValueError, match="on-policy distillation needs minicd.identity"):

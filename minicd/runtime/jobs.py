@@ -20,7 +20,7 @@ from tqdm import tqdm
 from . import progress
 from .memory import keep_memory
 
-BUSY = False  # in a helper: whether it has work
+BUSY, ENDING = False, False  # in a helper: whether it has work, whether Ctrl-C came
 PATIENCE = 10  # seconds for its last step
 
 
@@ -131,6 +131,8 @@ def work(function: Callable, *arguments: Any) -> Any:
     global BUSY
     BUSY = True
     try:
+        if ENDING:  # since Ctrl-C came between two pieces of work
+            raise KeyboardInterrupt
         return function(*arguments)
     finally:
         BUSY = False
@@ -142,6 +144,8 @@ def interrupt(number: int, frame: Any) -> None:
     A helper without work is ended by its pool: if it ended by itself, the pool would kill the others, which
     still note their time.
     """
+    global ENDING
+    ENDING = True
     if BUSY:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         raise KeyboardInterrupt

@@ -36,7 +36,7 @@ from ..runtime.memory import keep_memory, return_memory
 from ..sampling import generate
 from ..tokenizer import TextTokenizer
 from ..training import FitSettings
-from .folder import NOTE, RunFolder
+from .folder import NOTE, NUMBER, RunFolder
 from .item import shortened
 from .record import ROOT, commit, fingerprints, hashes, make_record, runs_to_join
 from .report import minutes_line
@@ -98,7 +98,7 @@ class Experiment:
     @classmethod
     def examine(cls, model: nn.Module, tokenizer: TextTokenizer, settings: Any, folder: Path) -> str:
         """`eval.py`: how the model from this folder does."""
-        raise NotImplementedError
+        raise ValueError("eval.py: there is nothing to measure in this task, which has no `examine`")
 
     @classmethod
     def record_scale(cls, settings: Any) -> str:
@@ -331,7 +331,7 @@ def run(task: str, kind: type[Experiment], experiments: list[Experiment], out: P
     find_earlier = partial(runs_to_join, published, made_from, partial(changes, settings))
     if join:
         find_earlier()  # refuses before hours of work
-    with wall_time(out, jobs):
+    with wall_time(out, partial(minutes_noted, experiments)):
         make_all(experiments, jobs)
     check_finished(experiments)  # also those which an unfinished one had hidden
     figures = [experiment.figures() for experiment in experiments]
@@ -342,8 +342,8 @@ def run(task: str, kind: type[Experiment], experiments: list[Experiment], out: P
     record = make_record(task, settings, seeds, figures, notes, kind.PAPER, earlier) | {"scale": scale}
     more = {**made_from, "item": experiments[0].practice_item()}
     record = kind.complete(record) | {key: value for key, value in more.items() if value}
-    wall, most = read_wall(out / "wall.json")
-    if set(record["seeds"]) == set(seeds) and wall * most > 0.9 * sum(record["minutes"]["total"]):
+    wall, covered = read_wall(out / "wall.json")
+    if set(record["seeds"]) == set(seeds) and covered > 0.9 * sum(record["minutes"]["total"]):
         record["minutes"]["wall"] = round(wall, 2)  # not of other machines, nor where a kill has lost some
     return record
 
@@ -359,26 +359,31 @@ def claimed(experiment: Experiment) -> dict[str, Any]:
     return {"files": files, "base": base, "loss_source": source(loss) if loss else None}
 
 
+def minutes_noted(experiments: list[Experiment]) -> float:
+    """Of all stages in their folders together."""
+    return sum(note.get("minutes", 0.0) for e in experiments for note in e.folder.notes().values())
+
+
 @contextmanager
-def wall_time(out: Path, jobs: int) -> Iterator[None]:
-    """Add the minutes spent inside to those in wall.json, even when interrupted."""
-    (before, most), start = read_wall(out / "wall.json"), time.monotonic()
+def wall_time(out: Path, noted: Callable[[], float]) -> Iterator[None]:
+    """Add to wall.json the minutes spent inside, and those of the stages, even when interrupted."""
+    (before, covered), start, first = read_wall(out / "wall.json"), time.monotonic(), noted()
     try:
         yield
     finally:
         minutes = before + (time.monotonic() - start) / 60
-        write_checked(out / "wall.json", {"minutes": minutes, "jobs": max(jobs, most)})
+        write_checked(out / "wall.json", {"minutes": minutes, "covered": covered + noted() - first})
 
 
-def read_wall(file: Path) -> tuple[float, int]:
-    """Minutes, and the most stages at a time. Raises ValueError where it is damaged."""
+def read_wall(file: Path) -> tuple[float, float]:
+    """Minutes, and those of the stages that they were spent on. Raises ValueError where it is damaged."""
     if not file.exists():
-        return 0.0, 1
+        return 0.0, 0.0
     old = read_json(file, advice=(advice := "delete it to count from zero"))
     if is_number(old):
-        return old, 1
-    found = read_checked(file, NOTE | {"jobs": int}, advice, has="minutes")
-    return found["minutes"], found.get("jobs", 1)
+        return old, old
+    found = read_checked(file, NOTE | {"covered": NUMBER}, advice, has="minutes")
+    return found["minutes"], found.get("covered", found["minutes"])
 
 
 def publish_record(kind: type[Experiment], record: dict[str, Any], out: Path, publish: bool) -> None:

@@ -83,7 +83,7 @@ EXPLANATIONS = """
   lets them correlate: `share_kept` in the record says how much of the in-context margin distilling keeps.
 * At `--scale smollm2`, 10 real tasks of all kinds, and 128 inputs in 2 epochs at 1e-4, since here the student
   reads long prompts as well. In one of them explanations do harm, and its margins are by far the largest.
-  What single seeds say differs much ([LOG.md](LOG.md)).
+  These three seeds agree; on another machine the same three did not ([LOG.md](LOG.md)).
 """
 
 TASK_IDS = """

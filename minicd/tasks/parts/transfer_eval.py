@@ -142,8 +142,8 @@ class TransferEval(EvalSettings):
     max_digits: int | None = option(None, "longest operands; as in the run, or 8", least=2, most=18,
                                     unit="digits")
     questions: int = option(1000, "unseen additions", least=1, most=10**6)
-    problem_prompt: str | None = option(None, "of word problems; as the run chose, or outside of runs and to "
-                                        f"--ask {USUAL_PROMPT}", choices=tuple(problem_prompts()))
+    problem_prompt: str | None = option(None, "of word problems; as the run chose; with --ask, or outside of "
+                                        f"runs: {USUAL_PROMPT}", choices=tuple(problem_prompts()))
 
 
 def prompt_of(run: Path, settings: TransferEval) -> str:
