@@ -7,7 +7,7 @@ import shutil
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from ..hf.checkpoint import load, save
 from ..labels import Examples
 from ..losses import source
 from ..runtime.device import hardware
-from ..runtime.files import atomic_json, file_checksum, read_checked, read_json, write_checked
+from ..runtime.files import atomic_json, file_checksum, is_number, read_checked, read_json, write_checked
 from ..runtime.lock import LOCK
 from .record import commit, joined
 from .settings import changes
@@ -201,6 +201,34 @@ class RunFolder:
             yield
         finally:
             self.note(stage, minutes=before + (time.monotonic() - start) / 60)
+
+
+def minutes_noted(folders: list[RunFolder]) -> float:
+    """Of all their stages together."""
+    return sum(note.get("minutes", 0.0) for folder in folders for note in folder.notes().values())
+
+
+@contextmanager
+def wall_time(out: Path, folders: list[RunFolder]) -> Iterator[None]:
+    """Add to wall.json the minutes spent inside, and those of the stages, even when interrupted."""
+    (before, covered), start, first = read_wall(out / "wall.json"), time.monotonic(), minutes_noted(folders)
+    try:
+        yield
+    finally:
+        covered += minutes_noted(folders) - first
+        minutes = before + (time.monotonic() - start) / 60
+        write_checked(out / "wall.json", {"minutes": minutes, "covered": covered})
+
+
+def read_wall(file: Path) -> tuple[float, float]:
+    """Minutes, and those of the stages that they were spent on. Raises ValueError where it is damaged."""
+    if not file.exists():
+        return 0.0, 0.0
+    old = read_json(file, advice=(advice := "delete it to count from zero"))
+    if is_number(old):
+        return old, old
+    found = read_checked(file, NOTE | {"covered": NUMBER}, advice, has="minutes")
+    return found["minutes"], found.get("covered", found["minutes"])
 
 
 def borrow_same(folder: RunFolder, other: Path, settings: Any, seed: int,

@@ -7,9 +7,7 @@ stages, resumes interrupted ones, and lets seeds and independent stages share th
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import FIRST_COMPLETED, wait
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,7 +26,7 @@ from ..rounds import RoundSettings
 from ..runtime import progress
 from ..runtime.device import pick_precision
 from ..runtime.estimate import Batch, Plan, what_it_needs
-from ..runtime.files import at_home, atomic_json, is_number, read_checked, read_json, write_checked
+from ..runtime.files import at_home, atomic_json
 from ..runtime.jobs import helpers
 from ..runtime.lock import one_writer
 from ..runtime.lora import copy_to_train
@@ -36,7 +34,7 @@ from ..runtime.memory import keep_memory, return_memory
 from ..sampling import generate
 from ..tokenizer import TextTokenizer
 from ..training import FitSettings
-from .folder import NOTE, NUMBER, RunFolder
+from .folder import RunFolder, read_wall, wall_time
 from .item import shortened
 from .record import ROOT, commit, fingerprints, hashes, make_record, runs_to_join
 from .report import minutes_line
@@ -331,7 +329,7 @@ def run(task: str, kind: type[Experiment], experiments: list[Experiment], out: P
     find_earlier = partial(runs_to_join, published, made_from, partial(changes, settings))
     if join:
         find_earlier()  # refuses before hours of work
-    with wall_time(out, partial(minutes_noted, experiments)):
+    with wall_time(out, [e.folder for e in experiments]):
         make_all(experiments, jobs)
     check_finished(experiments)  # also those which an unfinished one had hidden
     figures = [experiment.figures() for experiment in experiments]
@@ -357,33 +355,6 @@ def claimed(experiment: Experiment) -> dict[str, Any]:
     experiment.folder.claim_data(files | base)
     loss = getattr(experiment.settings, "loss", None)
     return {"files": files, "base": base, "loss_source": source(loss) if loss else None}
-
-
-def minutes_noted(experiments: list[Experiment]) -> float:
-    """Of all stages in their folders together."""
-    return sum(note.get("minutes", 0.0) for e in experiments for note in e.folder.notes().values())
-
-
-@contextmanager
-def wall_time(out: Path, noted: Callable[[], float]) -> Iterator[None]:
-    """Add to wall.json the minutes spent inside, and those of the stages, even when interrupted."""
-    (before, covered), start, first = read_wall(out / "wall.json"), time.monotonic(), noted()
-    try:
-        yield
-    finally:
-        minutes = before + (time.monotonic() - start) / 60
-        write_checked(out / "wall.json", {"minutes": minutes, "covered": covered + noted() - first})
-
-
-def read_wall(file: Path) -> tuple[float, float]:
-    """Minutes, and those of the stages that they were spent on. Raises ValueError where it is damaged."""
-    if not file.exists():
-        return 0.0, 0.0
-    old = read_json(file, advice=(advice := "delete it to count from zero"))
-    if is_number(old):
-        return old, old
-    found = read_checked(file, NOTE | {"covered": NUMBER}, advice, has="minutes")
-    return found["minutes"], found.get("covered", found["minutes"])
 
 
 def publish_record(kind: type[Experiment], record: dict[str, Any], out: Path, publish: bool) -> None:
