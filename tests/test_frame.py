@@ -247,7 +247,7 @@ def test_publishing_writes_the_record_into_results(settings, copy, tmp_path, mon
     (tmp_path / "results" / "bench.json").write_text("{}")
     rebuild(tmp_path, {"next": Next}, bench)
     assert readme.read_text() == text.format(
-        f"* **The next letter**, `--task next`: {Next.headline(record)}")
+        f"* **The next letter**, `--task next`, two seeds: {Next.headline(record)}")
     page = (tmp_path / "results" / "README.md").read_text()
     assert "## The next letter\n\n" + Next.table(record) + "\n\n" + minutes_line(record) in page
     assert "## A bench\n\n| its | table |\n" in page and "Nothing" not in page and record["command"] in page
@@ -657,8 +657,8 @@ def test_a_line_of_readme_holds_all_records_of_an_experiment():
     kind = SimpleNamespace(TITLE="Sums (table 9)", SCALES={"pocket": {}, "big": {}}, headline=lambda record: record["line"])
     small, big, silent = ({"scale": scale, "seeds": seeds, "line": line} for scale, seeds, line in (
         ("pocket", [0, 1], "up"), ("big", [0], "down"), ("big", [0], "")))
-    assert bullet("sums", kind, [small, big]) == "* **Sums**, `--task sums`: up; `--scale big`, one seed: down"
+    assert bullet("sums", kind, [small, big]) == "* **Sums**, `--task sums`, two seeds: up; `--scale big`, one seed: down"
     assert bullet("sums", kind, [big]) == "* **Sums**, `--task sums --scale big`, one seed: down"
     assert bullet("sums", kind, [silent]) == bullet("sums", kind, []) == ""
     small, big = ({**record, "line": f"{record['line']} (paper: 7, 8)"} for record in (small, big))
-    assert bullet("sums", kind, [small, big]).endswith("`--task sums`: up (paper: 7, 8); `--scale big`, one seed: down")
+    assert bullet("sums", kind, [small, big]).endswith("`--task sums`, two seeds: up (paper: 7, 8); `--scale big`, one seed: down")

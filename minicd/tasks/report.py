@@ -214,7 +214,7 @@ def bullet(name: str, kind: Any, records: list[Record]) -> str:
             how = f"--task {name}"
         elif not parts:
             how = f"--task {name} {how}"
-        seed = ", one seed" if len(record["seeds"]) == 1 else ""
+        seed = {1: ", one seed", 2: ", two seeds"}.get(len(record["seeds"]), "")
         if (paper := re.search(r" \(paper: .*?\)", line)) and paper[0] in "".join(parts):
             line = line.replace(paper[0], "")  # said once
         parts += [f"`{how}`{seed}: {line}"] * bool(line)
