@@ -48,7 +48,7 @@ def identity(completion: list[int]) -> slice:
 
 
 everything = identity  # its name in contexts files
-KINDS = ("sampled", "top", "exact")  # of labels; another is a branch of `soft_labels`
+LABEL_KINDS = ("sampled", "top", "exact")  # of labels; another is a branch of `soft_labels`
 
 
 @dataclass
@@ -65,8 +65,8 @@ class PracticeSettings:
 
     def __post_init__(self):
         at_least_one(self, "label_samples", "label_top", "max_new_tokens", "chunk")
-        if self.labels not in KINDS:
-            raise ValueError(f"labels {self.labels!r} are unknown; known: {', '.join(KINDS)}")
+        if self.labels not in LABEL_KINDS:
+            raise ValueError(f"labels {self.labels!r} are unknown; known: {', '.join(LABEL_KINDS)}")
 
 
 class NoAnswers(ValueError):

@@ -150,12 +150,14 @@ def runs_to_join(path: Path, made_from: dict[str, Any],
     records lack. `changes`: the record's settings → how the new ones differ.
     """
     record = read_json(path) if path.exists() else {}
-    if record and "runs" not in record:
+    if not record:
+        return []
+    if "runs" not in record:
         raise ValueError(f"{path} does not keep its runs apart: no seed can join it")
     other = {"files": "other data files", "base": "another base", "loss_source": "another loss"}
     for name, what in other.items():
-        if record and record.get(name, {} if name == "files" else made_from[name]) != made_from[name]:
+        if record.get(name, {} if name == "files" else made_from[name]) != made_from[name]:
             raise ValueError(f"{path} was made from {what}: no seed can join it")
-    if record and (different := changes(record["settings"])):
+    if different := changes(record["settings"]):
         raise ValueError(f"{path} is of other settings: {', '.join(different)}")
-    return record.get("runs", [])
+    return record["runs"]

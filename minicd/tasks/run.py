@@ -341,7 +341,8 @@ def run(task: str, kind: type[Experiment], experiments: list[Experiment], out: P
     more = {**made_from, "item": experiments[0].practice_item()}
     record = kind.complete(record) | {key: value for key, value in more.items() if value}
     wall, covered = read_wall(out / "wall.json")
-    if set(record["seeds"]) == set(seeds) and covered > 0.9 * sum(record["minutes"]["total"]):
+    spent = sum(note.get("minutes", 0.0) for stages in notes for note in stages.values())  # not rounded
+    if set(record["seeds"]) == set(seeds) and covered > 0.9 * spent:
         record["minutes"]["wall"] = round(wall, 2)  # not of other machines, nor where a kill has lost some
     return record
 

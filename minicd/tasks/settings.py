@@ -13,7 +13,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterable, NoReturn
 
-from ..distill import PracticeSettings
+from ..distill import LABEL_KINDS, PracticeSettings
 from ..losses import LOSSES, check_labels, label_kind
 from ..runtime.device import PRECISIONS
 from ..runtime.files import read_checked
@@ -145,7 +145,7 @@ class DistillSettings(RunSettings):
     jsd_beta: float = option(0.5, "of the loss jsd: the teacher's weight β, between forward and reverse KL",
                              above=0, below=1)
     labels: str = option("auto", "form of soft labels: sampled, top, exact, or auto: what the loss needs",
-                         choices=("auto", "sampled", "top", "exact"))
+                         choices=("auto", *LABEL_KINDS))
     label_samples: int = option(100, "size of a sampled label", least=1, most=10_000, unit="samples")
     label_top: int = option(16, "size of a top label", least=1, most=1_000_000, unit="likeliest tokens")
     warmup: float = option(0.02, "share of the steps with a growing learning rate", least=0, most=1)
